@@ -1,0 +1,87 @@
+# minidiff: everything a reader or a contributor runs. `make help` lists it.
+#
+# A target that has nothing new to do does nothing: each depends on the files it reads, and leaves a
+# stamp when it has passed. `make -B test` does it all again.
+
+PYTHON ?= python3
+VENV   ?= .venv
+
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TESTED    := _build/.tested
+BOOK      := _build/html/index.html
+
+# Notebooks are opened by Jupyter, which leaves checkpoints; Python leaves caches. Neither is a source.
+find = $(shell find $(1) -type f ! -path '*/__pycache__/*' ! -path '*/.ipynb_checkpoints/*' 2>/dev/null)
+
+LIBRARY   := pyproject.toml $(call find,minidiff)
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+PAGES     := _config.yml _toc.yml $(call find,book)
+CHECKS    := $(call find,tests tools benchmarks) README.md environment.yml constraints.txt
+
+# Nothing that is tested may look for the internet, whatever the machine offers.
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.DELETE_ON_ERROR:
+.PHONY: help install test retest book notebooks lint format clean
+
+help:
+	@echo "make book       render the book, print where it is"
+	@echo "make test       lint, types, unit tests, then every notebook; skipped if nothing changed"
+	@echo "make retest     the same, whether or not anything changed"
+	@echo "make notebooks  execute the notebooks again, in place"
+	@echo "make lint       lint and types only"
+	@echo "make format     put the code in the project's format"
+	@echo "make install    the virtual environment only ($(VENV))"
+	@echo "make clean      delete what was built; the virtual environment stays"
+	@echo
+	@echo "PYTHON=python3.12 chooses the interpreter, Python 3.11 or newer (now: $(PYTHON))."
+
+install: $(INSTALLED)
+
+# The environment is made anew when its Python is gone, and brought up to date when the versions change.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "No '$(PYTHON)' here: install Python 3.11 or newer, or name one, as in 'make PYTHON=/path/to/python3 $(MAKECMDGOALS)'." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "minidiff needs Python 3.11 or newer and '$(PYTHON)' is $$($(PYTHON) --version 2>&1): name a newer one, as in 'make PYTHON=python3.12 $(MAKECMDGOALS)'." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "'$(PYTHON)' cannot make virtual environments: install its venv module (on Debian and Ubuntu, the package python3-venv)." >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing into $(VENV): a few minutes, and on Linux about 6 GB, most of it PyTorch's GPU libraries."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[book,tests]' --constraint constraints.txt
+	@touch $@
+
+test: $(TESTED)
+	@echo "$$(cat $(TESTED)) 'make retest' runs everything again."
+
+retest:
+	@rm -f $(TESTED)
+	@$(MAKE) --no-print-directory test
+
+$(TESTED): $(INSTALLED) $(LIBRARY) $(NOTEBOOKS) $(PAGES) $(CHECKS)
+	@$(MAKE) --no-print-directory lint
+	$(OFFLINE) $(BIN)/python -m pytest
+	$(OFFLINE) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+	@mkdir -p $(@D)
+	@echo "Tests and notebooks passed on these sources, $$(date '+%Y-%m-%d %H:%M')." > $@
+
+lint: $(INSTALLED)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(INSTALLED)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+# -W -n: a broken link, citation or cross-reference fails the build. --all: a partial build hides them.
+book: $(BOOK)
+	@echo "The book: $(CURDIR)/$(BOOK)"
+
+$(BOOK): $(INSTALLED) $(LIBRARY) $(NOTEBOOKS) $(PAGES)
+	$(OFFLINE) $(BIN)/jupyter-book build -W --keep-going -n --all --quiet .
+	@touch $@
+
+notebooks: $(INSTALLED)
+	$(BIN)/python tools/notebooks.py
+
+clean:
+	rm -rf _build .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,197 @@
+"""The ``minidiff`` command: sample, train, evaluate."""
+
+import secrets
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Small diffusion models: draw with one, train one, measure one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# torch and transformers take seconds to import; the commands import them, so that --help is instant.
+
+
+@app.command()
+def sample(
+    prompt: Annotated[str, typer.Argument(help="What to draw, e.g. 'a cat in a top hat'.")],
+    model: Annotated[str, typer.Option(help="Shipped model, folder, or hub id.")] = "critters",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Image file to write.")] = Path(
+        "sample.png"
+    ),
+    num_images: Annotated[int, typer.Option(min=1, help="How many, side by side.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none.")] = 3.0,
+    negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Same seed, same file; random if not given.")
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="dpmpp_2m, heun, ddim or ddpm.")] = "dpmpp_2m",
+    scale: Annotated[int, typer.Option(min=1, help="Enlarge each pixel this many times.")] = 4,
+) -> None:
+    """Draw images for a prompt and write them into one file."""
+    from minidiff.pipeline import TextToImage
+    from minidiff.plots import save_grid
+
+    check_image_name(output)
+    if seed is None:
+        seed = secrets.randbelow(2**31)
+    pipe = TextToImage.from_pretrained(model)
+    drawn = pipe(
+        prompt, num_images=num_images, steps=steps, guidance=guidance, negative=negative, seed=seed,
+        sampler=sampler,
+    )  # fmt: skip
+    save_grid(drawn.tensors, output, scale=scale)
+    typer.echo(f"{output}  ({num_images} x {prompt!r}, seed {seed})")
+
+
+@app.command()
+def train(
+    what: Annotated[
+        str, typer.Argument(help="critters, critters-reader, fashion-mnist, or a folder.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for model and samples.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps in all.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where --output stopped.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and noise.")] = 0,
+    size: Annotated[int, typer.Option(help="Height and width, for critters and folders.")] = 64,
+    images: Annotated[int, typer.Option(min=128, help="Critters to draw.")] = 40_000,
+    data_root: Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")] = None,
+    sample_every: Annotated[int, typer.Option(min=1, help="Steps between sample grids.")] = 300,
+) -> None:
+    """Train a model: a named recipe, or your own folder of captioned images."""
+    import torch
+    from tqdm import tqdm
+
+    from minidiff import recipes
+
+    torch.manual_seed(seed)
+    if what == "critters-reader":
+        train_reader(output, steps, seed)
+        return
+    if what == "critters":
+        recipe = recipes.critters_recipe(images, size)
+    elif what == "fashion-mnist":
+        recipe = recipes.fashion_mnist_recipe(data_root)
+    elif Path(what).is_dir():
+        recipe = recipes.folder_recipe(what, size)
+    else:
+        raise ValueError(
+            f"nothing to train: {what!r} is no recipe (critters, fashion-mnist) and no folder"
+        )
+    for note in recipe.notes:
+        typer.echo(note, err=True)
+    if steps is not None:
+        recipe.steps = steps
+    parameters = sum(p.numel() for p in recipe.model.parameters())
+    typer.echo(
+        f"{len(recipe.images)} images, {parameters / 1e6:.1f} M parameters, {recipe.steps} steps",
+        err=True,
+    )
+    fitting = recipes.fit(recipe, output, seed=seed, resume=resume, sample_every=sample_every)
+    started = time.monotonic()
+    bar = tqdm(total=recipe.steps, unit="step", desc=what if "/" not in what else Path(what).name)
+    mean = None
+    try:
+        for step in fitting:
+            mean = step.loss if mean is None else 0.98 * mean + 0.02 * step.loss
+            bar.update(step.index + 1 - bar.n)
+            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+    except KeyboardInterrupt:
+        bar.close()
+        typer.echo(
+            f"stopped and saved; go on with: minidiff train {what} --output {output} --resume",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    bar.close()
+    typer.echo(f"{output}  ({time.monotonic() - started:.0f} s)")
+
+
+def train_reader(output: Path, steps: int | None, seed: int) -> None:
+    """Train the attribute reader and save it with its accuracy on fresh renders."""
+    from tqdm import tqdm
+
+    from minidiff.data import reader as readers
+    from minidiff.evaluation import reader_accuracy
+
+    steps = 2000 if steps is None else steps
+    reader = readers.AttributeReader()
+    for loss in (
+        bar := tqdm(readers.train_reader(reader, steps, seed=seed), total=steps, unit="step")
+    ):
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+    reader.eval().save_pretrained(output)
+    for name, score in reader_accuracy(reader).items():
+        typer.echo(f"{name:16} {score}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A critters model: shipped name, folder, or hub id.")
+    ],
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts per split.")] = 512,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 3.0,
+    sampler: Annotated[str, typer.Option(help="dpmpp_2m, heun, ddim or ddpm.")] = "dpmpp_2m",
+    seed: Annotated[int, typer.Option(min=0, help="Of prompts and noise.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the scores as JSON.")
+    ] = None,
+) -> None:
+    """Prompt accuracy on seen and held-out pairs, FID and KID, each with its error bars."""
+    from minidiff.evaluation import evaluate_critters
+    from minidiff.pipeline import TextToImage
+
+    scores = evaluate_critters(
+        TextToImage.from_pretrained(model), prompts=prompts, steps=steps, guidance=guidance,
+        sampler=sampler, seed=seed,
+    )  # fmt: skip
+    for name, score in scores.items():
+        typer.echo(f"{name:36} {score}")
+    if output is not None:
+        write_json({name: {**score._asdict()} for name, score in scores.items()}, output)
+
+
+def check_image_name(path: Path) -> None:
+    """Raise ValueError unless Pillow can write a file of that name, before any work is done."""
+    from PIL import Image
+
+    Image.init()
+    if path.suffix.lower() not in Image.EXTENSION:
+        raise ValueError(
+            f"--output {path}: {path.suffix or 'no ending'} is no image format; use .png"
+        )
+
+
+def write_json(values: object, path: Path) -> None:
+    """Write JSON under a temporary name, then rename."""
+    import json
+    import os
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(unfinished, path)
+
+
+def main() -> None:
+    """Run the command; an error is one line on standard error and exit code 1, never a traceback."""
+    warnings.showwarning = lambda message, *_: typer.echo(f"warning: {message}", err=True)
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        typer.echo(f"minidiff: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

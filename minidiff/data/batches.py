@@ -1,0 +1,59 @@
+"""Endless, repeatable batches from captioned images held in memory."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Batches:
+    """Shuffled batches without end; batch k depends on ``(seed, k)`` alone.
+
+    That makes a resumed run see the data an uninterrupted one would have seen: give it ``start``.
+    Every image comes up once per epoch; what does not fill a batch waits for the next epoch's shuffle.
+
+    Args:
+        images: (N, C, H, W) uint8; kept as bytes, turned into floats batch by batch.
+        caption: caption of image i in an epoch, ``caption(i, epoch)``, or a list of N captions.
+        batch_size: images per batch, at most N.
+        seed: of the shuffles.
+        start: number of the first batch.
+
+    Yields:
+        (x0, captions): x0 (batch_size, C, H, W) float32 in [-1, 1], and a list of strings.
+
+    Raises:
+        ValueError: the batch size is below 1 or larger than the data set.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        caption: Callable[[int, int], str] | Sequence[str],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+    ):
+        if not 1 <= batch_size <= len(images):
+            raise ValueError(
+                f"batch size {batch_size} does not fit {len(images)} images: use 1 to that"
+            )
+        self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
+        self.caption = caption if callable(caption) else lambda index, epoch: caption[index]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
+        per_epoch = len(self.images) // self.batch_size
+        order, shuffled = np.empty(0, int), -1
+        for k in itertools.count(self.start):
+            epoch, place = divmod(k, per_epoch)
+            if epoch != shuffled:
+                order, shuffled = (
+                    np.random.default_rng((self.seed, epoch)).permutation(len(self.images)),
+                    epoch,
+                )
+            indices = order[place * self.batch_size : (place + 1) * self.batch_size]
+            x0 = self.images[torch.from_numpy(indices)].float() / 127.5 - 1
+            yield x0, [self.caption(int(index), epoch) for index in indices]

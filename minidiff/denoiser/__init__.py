@@ -1,0 +1,9 @@
+"""Networks that tell data from noise, and the model that wraps them (chapter 3)."""
+
+from minidiff.denoiser.diffusion import Denoiser, Diffusion
+from minidiff.denoiser.dit import DiT
+from minidiff.denoiser.layers import Condition
+from minidiff.denoiser.mlp import MLP
+from minidiff.denoiser.unet import UNet
+
+__all__ = ["MLP", "Condition", "Denoiser", "DiT", "Diffusion", "UNet"]

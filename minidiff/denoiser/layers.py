@@ -1,0 +1,163 @@
+"""What the networks share: the condition they listen to, the embedding of time, and attention."""
+
+import math
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+class Condition(NamedTuple):
+    """What the denoiser is told about each sample: token states, and one vector that sums them up.
+
+    A sample without a condition has no valid token and a zero vector. Nothing else marks "no
+    condition": no reserved index, no learned null token, no difference between training and sampling.
+
+    Attributes:
+        tokens: (B, T, D) token states.
+        mask: (B, T) bool, True where a token is there.
+        pooled: (B, D) summary vector.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+    def drop(self, where: Tensor) -> "Condition":
+        """The same conditions, except that the samples marked in ``where`` (B,) bool have none."""
+        keep = ~where
+        return Condition(self.tokens, self.mask & keep[:, None], self.pooled * keep[:, None])
+
+    def to(self, like: Tensor) -> "Condition":
+        """The same condition on the device and in the dtype of ``like``."""
+        return Condition(self.tokens.to(like), self.mask.to(like.device), self.pooled.to(like))
+
+    def expand(self, batch: int) -> "Condition":
+        """One condition for a whole batch: (1, ...) becomes (batch, ...).
+
+        Raises:
+            ValueError: there are neither 1 nor ``batch`` conditions.
+        """
+        if len(self.pooled) not in (1, batch):
+            raise ValueError(
+                f"{len(self.pooled)} conditions for {batch} samples: give 1 or {batch}"
+            )
+        return Condition(*(part.expand(batch, *part.shape[1:]) for part in self))
+
+    @staticmethod
+    def cat(conditions: "list[Condition]") -> "Condition":
+        """Conditions one after the other along the batch; shorter ones are padded (and masked)."""
+        longest = max(condition.mask.shape[1] for condition in conditions)
+        missing = [longest - condition.mask.shape[1] for condition in conditions]
+        return Condition(
+            torch.cat(
+                [F.pad(c.tokens, (0, 0, 0, n)) for c, n in zip(conditions, missing, strict=True)]
+            ),
+            torch.cat([F.pad(c.mask, (0, n)) for c, n in zip(conditions, missing, strict=True)]),
+            torch.cat([c.pooled for c in conditions]),
+        )
+
+
+class Embedding(nn.Module):
+    """Time and pooled condition as one vector that every block listens to.
+
+    Time enters through sines and cosines of 32 frequencies from 1 to 1000 (Vaswani et al. 2017,
+    section 3.5), the pooled condition through one linear map; a missing condition adds nothing.
+
+    Args:
+        width: width of the vector.
+        condition_dim: width D of the condition, None for a network without one.
+    """
+
+    def __init__(self, width: int, condition_dim: int | None):
+        super().__init__()
+        self.register_buffer("frequencies", torch.logspace(0, 3, 32), persistent=False)
+        self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
+        self.pooled = nn.Linear(condition_dim, width, bias=False) if condition_dim else None
+
+    def forward(self, t: Tensor, condition: Condition | None) -> Tensor:
+        angles = t[:, None].float() * self.frequencies  # (B, 32)
+        embedding = self.time(torch.cat([angles.sin(), angles.cos()], dim=1))  # (B, width)
+        if condition is not None and self.pooled is not None:
+            embedding = embedding + self.pooled(condition.pooled)
+        return F.silu(embedding)
+
+
+class Attention(nn.Module):
+    """Each position looks at all positions and, at the same time, at the tokens of the condition.
+
+    Self- and cross-attention share one softmax: keys and values of both are laid side by side, so a
+    sample whose condition is dropped simply has fewer places to look at.
+
+    Args:
+        width: width C of the positions; a multiple of ``head_width``.
+        condition_dim: width D of the condition tokens, None for self-attention alone.
+        head_width: width of one head.
+    """
+
+    def __init__(self, width: int, condition_dim: int | None, head_width: int = 32):
+        super().__init__()
+        if width % head_width:
+            raise ValueError(f"width = {width} is not a multiple of the head width {head_width}")
+        self.heads = width // head_width
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.token_key_value = nn.Linear(condition_dim, 2 * width) if condition_dim else None
+        self.out = zero_init(nn.Linear(width, width))
+
+    def forward(self, x: Tensor, condition: Condition | None) -> Tensor:
+        key_value, mask = self.key_value(x), None  # x (B, N, C)
+        if condition is not None and self.token_key_value is not None:
+            key_value = torch.cat([key_value, self.token_key_value(condition.tokens)], dim=1)
+            mask = F.pad(condition.mask, (x.shape[1], 0), value=True)[
+                :, None, None
+            ]  # (B, 1, 1, N + T)
+        query, key, value = (
+            part.unflatten(2, (self.heads, -1)).transpose(
+                1, 2
+            )  # (B, heads, N or N + T, head_width)
+            for part in (self.query(x), *key_value.chunk(2, dim=2))
+        )
+        # For sequences this short, PyTorch's fused CPU kernel is several times slower going backward.
+        backends = [SDPBackend.MATH] if x.device.type == "cpu" else FUSED
+        with sdpa_kernel(backends):
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out(out.transpose(1, 2).flatten(2))
+
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+def zero_init(layer: Layer) -> Layer:
+    """The layer with weights and bias at zero, so that a residual branch starts as "add nothing"."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def image_positions(height: int, width: int, dim: int) -> Tensor:
+    """Sine and cosine codes of the places of a grid, (height * width, dim) (Vaswani et al. 2017).
+
+    Half of the numbers tell the row, half the column. They are computed for the grid at hand, so one
+    transformer takes images of any size.
+    """
+    frequencies = torch.exp(torch.linspace(0, -math.log(100), dim // 4))
+    rows = torch.arange(height)[:, None] * frequencies  # (height, dim/4)
+    columns = torch.arange(width)[:, None] * frequencies
+    row_codes = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)
+    column_codes = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, -1, -1)
+    return torch.cat([row_codes, column_codes], dim=2).flatten(0, 1)
+
+
+def check_image(x: Tensor, channels: int, multiple: int) -> None:
+    """Raise ValueError unless ``x`` is (B, channels, H, W) with H and W multiples of ``multiple``."""
+    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}: this network takes (B, {channels}, H, W) "
+            f"with H and W multiples of {multiple}"
+        )

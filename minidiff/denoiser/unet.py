@@ -1,0 +1,140 @@
+"""A convolutional denoiser: the U-Net (chapter 3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minidiff.denoiser.layers import Attention, Condition, Embedding, check_image, zero_init
+
+
+class UNet(nn.Module):
+    """U-Net for images (Ronneberger et al. 2015; Ho et al. 2020, appendix B).
+
+    Down: blocks of convolutions at ever coarser resolution. Up: the same way back, each block also
+    seeing what the block at its resolution saw on the way down, so that detail need not pass the
+    narrow middle.
+
+    The image is first folded into patches (space-to-depth): a 64x64x3 image with ``patch=4`` becomes
+    16x16x48. All work is then done at 16x16 and below, which makes training on a CPU possible.
+
+    Args:
+        channels: channels of the image.
+        width: channels of the first level; a multiple of 32.
+        multipliers: one entry per level; level i has ``width * multipliers[i]`` channels and half the
+            resolution of the level before.
+        blocks: residual blocks per level on the way down (one more on the way up).
+        patch: side of the square of pixels folded into channels; 1 for none.
+        attention: levels with attention; only there do the condition's tokens enter.
+        condition_dim: width of the condition, None for an unconditional network.
+
+    Raises:
+        ValueError: ``width`` is not a multiple of 32, or ``attention`` names a level that is not there.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        width: int = 64,
+        multipliers: tuple[int, ...] = (1, 1, 2),
+        blocks: int = 1,
+        patch: int = 4,
+        attention: tuple[int, ...] = (1, 2),
+        condition_dim: int | None = None,
+    ):
+        super().__init__()
+        if width % 32:
+            raise ValueError(f"width = {width} is not a multiple of 32")
+        if not set(attention) <= set(range(len(multipliers))):
+            raise ValueError(
+                f"attention = {attention} names a level outside 0..{len(multipliers) - 1}"
+            )
+        self.config = {
+            "channels": channels, "width": width, "multipliers": list(multipliers), "blocks": blocks,
+            "patch": patch, "attention": list(attention), "condition_dim": condition_dim,
+        }  # fmt: skip
+        self.channels, self.patch = channels, patch
+        self.multiple = patch * 2 ** (len(multipliers) - 1)
+        self.embedding = Embedding(4 * width, condition_dim)
+
+        def block(c_in: int, c_out: int, level: int) -> Block:
+            return Block(c_in, c_out, 4 * width, level in attention, condition_dim)
+
+        c, skips = width, [width]
+        self.first = nn.Conv2d(channels * patch**2, width, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for level, multiplier in enumerate(multipliers):
+            if level > 0:
+                self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
+                skips.append(c)
+            for _ in range(blocks):
+                self.down.append(block(c, width * multiplier, level))
+                c = width * multiplier
+                skips.append(c)
+        self.middle = nn.ModuleList(block(c, c, level) for _ in range(2))
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for _ in range(blocks + 1):
+                self.up.append(block(c + skips.pop(), width * multiplier, level))
+                c = width * multiplier
+            if level > 0:
+                self.up.append(nn.Conv2d(c, c, 3, padding=1))
+        self.norm = nn.GroupNorm(8, c)
+        self.last = zero_init(nn.Conv2d(c, channels * patch**2, 3, padding=1))
+        self.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and GPU
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The raw output for noisy images.
+
+        Args:
+            x: (B, channels, H, W); H and W multiples of patch * 2^(levels - 1).
+            t: (B,) times in [0, 1].
+            condition: for each sample what it should show, or None.
+
+        Returns:
+            Tensor shaped like ``x``.
+
+        Raises:
+            ValueError: the image does not have that shape.
+        """
+        check_image(x, self.channels, self.multiple)
+        embedding = self.embedding(t, condition)  # (B, 4 * width)
+        x = F.pixel_unshuffle(x, self.patch)  # (B, channels * patch², H / patch, W / patch)
+        h = self.first(x.contiguous(memory_format=torch.channels_last))
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, embedding, condition) if isinstance(layer, Block) else layer(h)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, embedding, condition)
+        for layer in self.up:
+            if isinstance(layer, Block):
+                h = layer(torch.cat([h, skips.pop()], dim=1), embedding, condition)
+            else:
+                h = layer(F.interpolate(h, scale_factor=2.0))
+        return F.pixel_shuffle(self.last(F.silu(self.norm(h))), self.patch)
+
+
+class Block(nn.Module):
+    """Two convolutions around a residual path, scaled and shifted by the embedding (FiLM, Perez et al.
+    2018), followed by attention on the levels that have it."""
+
+    def __init__(
+        self, c_in: int, c_out: int, embedding_dim: int, attend: bool, condition_dim: int | None
+    ):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.scale_shift = nn.Linear(embedding_dim, 2 * c_out)
+        self.norm2 = nn.GroupNorm(8, c_out)
+        self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.attention = Attention(c_out, condition_dim) if attend else None
+        self.attention_norm = nn.GroupNorm(8, c_out) if attend else None
+
+    def forward(self, x: Tensor, embedding: Tensor, condition: Condition | None) -> Tensor:
+        scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1)
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.norm2(h) * (1 + scale) + shift
+        x = self.skip(x) + self.conv2(F.silu(h))
+        if self.attention is None or self.attention_norm is None:
+            return x
+        positions = self.attention_norm(x).flatten(2).transpose(1, 2)  # (B, H * W, C)
+        return x + self.attention(positions, condition).transpose(1, 2).unflatten(2, x.shape[2:])

@@ -1,0 +1,83 @@
+"""Guidance: denoisers made from denoisers (chapter 6)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from minidiff.denoiser import Condition, Denoiser
+from minidiff.forward import NoiseLevel, Prediction
+
+
+def guide(
+    denoise: Callable[[Tensor, NoiseLevel, Condition | None], Prediction],
+    condition: Condition,
+    scale: float = 3.0,
+    negative: Condition | None = None,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Denoiser:
+    """Classifier-free guidance (Ho & Salimans 2022): go further towards what the condition asks for.
+
+    The denoiser is asked twice, with the condition and without, and the difference is stretched::
+
+        x0 = x0_without + scale * (x0_with - x0_without)
+
+    and the same for eps, which leaves ``x_t = alpha*x0 + sigma*eps`` true. ``scale`` 1 is no guidance
+    (the paper's w is ``scale - 1``), 0 ignores the condition. Both questions go to the network as one
+    batch of twice the size; at scale 1, or outside ``interval``, only the first is asked.
+
+    Args:
+        denoise: ``model.denoise``, or anything with its arguments ``(x_t, level, condition)``.
+        condition: what to show, one for all samples or one per sample.
+        scale: strength, usually 1 to 7.
+        negative: what to go away from; None for "anything", the unconditional model.
+        interval: times (low, high) in [0, 1] between which guidance acts (Kynkäänniemi et al. 2024).
+
+    Returns:
+        ``(x_t, level) -> Prediction``.
+
+    Raises:
+        ValueError: ``interval`` is not 0 <= low <= high <= 1.
+    """
+    low, high = interval
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"interval = {interval}: give two times with 0 <= low <= high <= 1")
+
+    def guided(x_t: Tensor, level: NoiseLevel) -> Prediction:
+        if scale == 1 or not low <= float(level.t) <= high:
+            return denoise(x_t, level, condition)
+        if isinstance(condition, Condition) and isinstance(negative, Condition | None):
+            asked = condition.expand(len(x_t))
+            if negative is None:
+                other = asked.drop(torch.ones_like(asked.mask[:, 0]))
+            else:
+                other = negative.expand(len(x_t))
+            both = denoise(torch.cat([x_t, x_t]), level, Condition.cat([asked, other]))
+            (x0, x0_other), (eps, eps_other) = (part.chunk(2) for part in both)
+        else:  # a condition of the caller's own kind cannot be joined into one batch
+            (x0, eps), (x0_other, eps_other) = (
+                denoise(x_t, level, c) for c in (condition, negative)
+            )
+        return Prediction(torch.lerp(x0_other, x0, scale), torch.lerp(eps_other, eps, scale))
+
+    return guided
+
+
+def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """A denoiser whose x0 stays in the range of the data, as images do (Ho et al. 2020, section 3).
+
+    The noise is derived again from the clipped x0: x_t does not change, so if one part of the mixture
+    moves, so must the other. Without that, samplers drift.
+
+    Args:
+        denoise: any denoiser.
+        low: smallest value of the data.
+        high: largest value of the data.
+    """
+
+    def clipped(x_t: Tensor, level: NoiseLevel) -> Prediction:
+        x0 = denoise(x_t, level).x0.clamp(low, high)
+        _, alpha, sigma = level.like(x_t)
+        return Prediction(x0, (x_t - alpha * x0) / sigma)
+
+    return clipped

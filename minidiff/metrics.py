@@ -1,0 +1,286 @@
+"""How good are the samples? Numbers that come with their uncertainty.
+
+Samples are random, so every score computed from them is, too. Each function here says how far its
+number can be trusted: an :class:`Interval` holds the value, both ends of a confidence interval, and
+the number of samples, without which a score means little::
+
+    print(proportion(503, 512))      # 98.2 % [96.7, 99.1], n = 512
+
+* :func:`proportion`: how often something is right, for instance the prompt.
+* :func:`energy_test`: could two sets of points come from the same distribution?
+* :func:`frechet_distance`, :func:`kernel_distance`: FID and KID, through torchmetrics, with any
+  network as the judge. FID is biased: fewer samples, higher FID, with the same model. No interval
+  shows that, so compare only FIDs of equal n. KID has no such bias.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Interval(NamedTuple):
+    """A value, and the range in which it would probably lie if all were known.
+
+    Attributes:
+        value: the estimate.
+        low: lower end of the confidence interval.
+        high: upper end.
+        n: number of samples behind it.
+        unit: "%" for a share in [0, 1] that is printed in per cent, else "".
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: Literal["", "%"] = ""
+
+    def __str__(self) -> str:
+        numbers = self.value, self.low, self.high
+        if self.unit == "%":
+            value, low, high = (f"{100 * number:.1f}" for number in numbers)
+            return f"{value} % [{low}, {high}], n = {self.n}"
+        # As many decimals as the width of the interval makes meaningful: two digits of it.
+        width = self.high - self.low
+        decimals = max(0, 1 - math.floor(math.log10(width))) if 0 < width < math.inf else 3
+        value, low, high = (f"{number:.{decimals}f}" for number in numbers)
+        return f"{value} [{low}, {high}], n = {self.n}"
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of a probability after ``successes`` in ``n`` trials (Wilson 1927).
+
+    Unlike p ± 2 std it stays inside [0, 1] and does not shrink to nothing at 0 or n successes.
+
+    Args:
+        successes: 0 to ``n``.
+        n: number of independent trials, >= 1.
+        confidence: chance, in (0, 1), that such an interval holds the truth.
+
+    Returns:
+        (low, high), each in [0, 1].
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials: give 0 <= successes <= n, n >= 1")
+    z = _normal_quantile(confidence)
+    p = successes / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    # At the ends the formula gives exactly 0 and 1, but for rounding.
+    return centre - half if successes else 0.0, centre + half if successes < n else 1.0
+
+
+def proportion(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """The share of successes with its :func:`wilson` interval; prints in per cent."""
+    return Interval(successes / max(n, 1), *wilson(successes, n, confidence), n, "%")
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """How different two sets of samples are: 2 E|x-y| - E|x-x'| - E|y-y'| (Székely & Rizzo 2013).
+
+    In the limit of many samples it is 0 exactly if both have one distribution; for finite sets
+    it is a little above 0, which :func:`energy_test` allows for.
+
+    Args:
+        x: (n, ...).
+        y: (m, ...), of the same shape behind the batch.
+
+    Returns:
+        The distance, >= 0, in the units of ``x``.
+
+    Raises:
+        ValueError: shapes do not fit, or a set has fewer than 2 samples.
+    """
+    distances, weights = _pooled(x, y)
+    return max(0.0, float(-weights @ distances @ weights))
+
+
+def energy_test(
+    x: Tensor, y: Tensor, permutations: int = 999, generator: torch.Generator | None = None
+) -> float:
+    """Could ``x`` and ``y`` come from one distribution? A permutation test of the energy distance.
+
+    If they do, it does not matter which sample carries which name: the p-value is the share of
+    random namings whose distance is at least the observed one (Székely & Rizzo 2004). A tiny one
+    says that they differ; a large one, only that these samples show no difference. Needs memory
+    for (n + m)² distances.
+
+    Args:
+        x: (n, ...).
+        y: (m, ...), of the same shape behind the batch.
+        permutations: number of random namings; the smallest p-value is 1/(permutations + 1).
+        generator: source of the namings, on the CPU.
+
+    Returns:
+        The p-value, in (0, 1].
+
+    Raises:
+        ValueError: as for :func:`energy_distance`, or ``permutations`` is smaller than 1.
+    """
+    if permutations < 1:
+        raise ValueError(f"permutations = {permutations}: give at least 1")
+    distances, weights = _pooled(x, y)
+    observed = -weights @ distances @ weights
+    shuffles = [torch.randperm(len(weights), generator=generator) for _ in range(permutations)]
+    named = weights[torch.stack(shuffles).to(weights.device)]  # (permutations, n + m)
+    chance = -((named @ distances) * named).sum(dim=1)
+    as_large = chance >= observed - 1e-12 * distances.mean()  # rounding must not break ties
+    return (1 + int(as_large.sum())) / (1 + permutations)
+
+
+def frechet_distance(
+    x: Tensor,
+    y: Tensor,
+    feature: nn.Module | None = None,
+    *,
+    groups: int = 20,
+    confidence: float = 0.95,
+    batch_size: int = 64,
+) -> Interval:
+    """Fréchet distance of two sets of samples; FID when ``feature`` is Inception.
+
+    Gaussians are fitted to the features of both (Heusel et al. 2017), and
+    ``|mu_x - mu_y|² + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`` is the squared distance between them.
+    The interval says how the value would scatter if the same number of samples were drawn again.
+
+    Args:
+        x: generated samples (n, ...), or their features (n, F).
+        y: real samples (m, ...), or their features (m, F).
+        feature: takes batches of ``x`` and ``y`` as they are, gives (B, F); None for features.
+        groups: number of groups of the jackknife; each costs one more distance, and with it the
+            eigenvalues of an (F, F) matrix.
+        confidence: of the interval, in (0, 1).
+        batch_size: samples given to ``feature`` at a time.
+
+    Returns:
+        Interval, n being the size of the smaller set.
+
+    Raises:
+        ValueError: shapes do not fit, or a set is smaller than 2 * groups.
+
+    Warns:
+        UserWarning: fewer samples than features; most of such a value is bias.
+    """
+    # Imported where it is used: torchmetrics takes seconds to load.
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    x, y = _features(x, feature, batch_size), _features(y, feature, batch_size)
+    n, width = min(len(x), len(y)), x.shape[1]
+    if n <= width:
+        warnings.warn(f"a Fréchet distance of {n} samples in {width} dimensions", stacklevel=2)
+    metric = FrechetInceptionDistance(feature=_Given(width)).to(x.device)
+
+    def distance(x: Tensor, y: Tensor) -> float:
+        metric.reset()
+        metric.update(y, real=True)
+        metric.update(x, real=False)
+        return float(metric.compute())
+
+    return _jackknife(distance, x, y, groups, confidence)
+
+
+def kernel_distance(
+    x: Tensor,
+    y: Tensor,
+    feature: nn.Module | None = None,
+    *,
+    groups: int = 20,
+    confidence: float = 0.95,
+    batch_size: int = 64,
+) -> Interval:
+    """Kernel distance of two sets of samples; KID when ``feature`` is Inception.
+
+    The squared maximum mean discrepancy with the kernel ``(a·b/F + 1)³`` (Binkowski et al. 2018),
+    estimated without bias, so it can come out slightly negative. Of the larger set as many samples
+    are used as the smaller has. Arguments, result and errors as in :func:`frechet_distance`.
+    """
+    from torchmetrics.image.kid import poly_mmd
+
+    x, y = _features(x, feature, batch_size), _features(y, feature, batch_size)
+    n = min(len(x), len(y))
+    return _jackknife(lambda x, y: float(poly_mmd(y, x)), x[:n], y[:n], groups, confidence)
+
+
+class _Given(nn.Identity):
+    """Passes features on, in the place where torchmetrics expects a network."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+
+@torch.no_grad()
+def _features(x: Tensor, feature: nn.Module | None, batch_size: int) -> Tensor:
+    """(n, F) float64."""
+    if feature is not None:
+        was_training = feature.training
+        feature.eval()
+        x = torch.cat([feature(batch) for batch in x.split(batch_size)])
+        feature.train(was_training)
+    if x.ndim != 2:
+        raise ValueError(
+            f"features of shape {tuple(x.shape)}: give (n, F), or a network as `feature`"
+        )
+    return x.double()
+
+
+def _jackknife(
+    statistic: Callable[[Tensor, Tensor], float],
+    x: Tensor,
+    y: Tensor,
+    groups: int,
+    confidence: float,
+) -> Interval:
+    """A statistic of two sets, with the interval of the delete-a-group jackknife (Shao & Tu 1995).
+
+    Each group of samples is left out once; how the statistic reacts tells its standard error. A
+    bootstrap would draw samples twice, which both distances here take for a difference.
+    """
+    n = min(len(x), len(y))
+    if x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"{x.shape[1]} features against {y.shape[1]}: they must be of one kind")
+    if groups < 2 or n < 2 * groups:
+        raise ValueError(f"{n} samples in {groups} groups: give at least 2 groups of 2 samples")
+    value = statistic(x, y)
+    of_x, of_y = (torch.arange(len(part), device=part.device) % groups for part in (x, y))
+    without = torch.tensor([statistic(x[of_x != g], y[of_y != g]) for g in range(groups)])
+    error = math.sqrt((groups - 1) * float(without.double().var(correction=0)))
+    half = _student_quantile(confidence, groups - 1) * error
+    return Interval(value, value - half, value + half, n)
+
+
+def _pooled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances between all samples, (n + m, n + m), and weights 1/n for x, -1/m for y.
+
+    With them the energy distance is the quadratic form - w·D·w.
+    """
+    if x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
+        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"x and y have shapes {shapes}: give two sets of at least 2 equal samples")
+    both = torch.cat([x, y.to(x.device)]).detach().flatten(1).double()
+    weights = both.new_full((len(both),), 1 / len(x))
+    weights[len(x) :] = -1 / len(y)
+    return torch.cdist(both, both), weights
+
+
+def _normal_quantile(confidence: float) -> float:
+    """z such that a standard normal number lies in [-z, z] with this probability."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence = {confidence:g} is outside (0, 1)")
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _student_quantile(confidence: float, freedom: int) -> float:
+    """The same for Student's t with many degrees of freedom (Abramowitz & Stegun 26.7.5)."""
+    z = _normal_quantile(confidence)
+    first = (z**3 + z) / (4 * freedom)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return z + first + second

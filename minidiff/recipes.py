@@ -1,0 +1,196 @@
+"""Named training set-ups: everything ``minidiff train NAME`` needs to know.
+
+A :class:`Recipe` is a model, the data it learns from and the settings of :func:`minidiff.train`.
+:func:`fit` runs one: it writes the model, sample grids and a state to resume from along the way.
+"""
+
+import os
+import signal
+import threading
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minidiff.data import Batches, Critters, captioned_folder, critters, fashion_mnist
+from minidiff.data.fashion import CAPTIONS
+from minidiff.denoiser import Diffusion, UNet
+from minidiff.pipeline import TextToImage
+from minidiff.plots import save_grid
+from minidiff.schedule import Cosine
+from minidiff.text import TextEncoder
+from minidiff.training import Step, saved_steps, train
+
+
+@dataclass
+class Recipe:
+    """A model and how to train it.
+
+    Attributes:
+        model: untrained.
+        images: (N, C, H, W) uint8.
+        caption: caption of image i in an epoch, or a list of N captions.
+        prompts: what the sample grids show.
+        steps: optimizer steps.
+        batch_size: images per step.
+        lr: highest learning rate.
+        notes: what the reader of the log should know, such as files that were skipped.
+    """
+
+    model: Diffusion
+    images: Tensor
+    caption: Callable[[int, int], str] | Sequence[str]
+    prompts: list[str]
+    steps: int
+    batch_size: int = 128
+    lr: float = 1e-3
+    notes: list[str] = field(default_factory=list)
+
+
+def text_to_image(captions: Sequence[str], shape: tuple[int, int, int], patch: int) -> Diffusion:
+    """The model of all recipes: a U-Net that predicts x0, on the cosine schedule, and a word encoder.
+
+    Args:
+        captions: text that contains every word the model shall know.
+        shape: (C, H, W) of the images.
+        patch: side of the pixel squares the U-Net works on.
+    """
+    text = TextEncoder.from_captions(captions)
+    net = UNet(channels=shape[0], patch=patch, condition_dim=text.dim)
+    return Diffusion(net, Cosine(), target="x0", text=text, shape=shape)
+
+
+def critters_recipe(images: int = 40_000, size: int = 64) -> Recipe:
+    """Animals in hats, drawn on the spot; see :mod:`minidiff.data.critters`."""
+    data = Critters(images, size)
+    model = text_to_image([*critters.vocabulary(), ","], (3, size, size), patch=size // 16)
+    prompts = [
+        "a cat in a top hat",
+        "an orange cat in a blue top hat on a green background",
+        "a rabbit wearing a crown",
+        "a black bear with a red cap",
+        "a panda in a wizard hat on a pink background",
+        "a frog in a beanie",
+        "a gray dog in a party hat",
+        "a hat",
+    ]
+    return Recipe(model, data.render().images, data.caption, prompts, steps=1500)
+
+
+def fashion_mnist_recipe(data_root: str | os.PathLike[str] | None = None) -> Recipe:
+    """60,000 real pictures of clothes, 32x32, gray; see :mod:`minidiff.data.fashion`."""
+    images, captions = fashion_mnist(data_root)
+    model = text_to_image(CAPTIONS, (1, 32, 32), patch=2)
+    return Recipe(model, images, captions, list(CAPTIONS), steps=1800)
+
+
+def folder_recipe(folder: str | os.PathLike[str], size: int = 64) -> Recipe:
+    """Your own captioned images; see :mod:`minidiff.data.folder`.
+
+    Raises:
+        ValueError: ``size`` is not a multiple of 16, or the folder has no usable picture.
+        FileNotFoundError: no folder, or no metadata in it.
+    """
+    if size < 16 or size % 16:
+        raise ValueError(f"size = {size}: use a multiple of 16")
+    images, captions, skipped = captioned_folder(folder, size)
+    model = text_to_image(
+        captions, (3, size, size), patch=4 if size % 64 == 0 else 2 if size % 32 == 0 else 1
+    )
+    prompts = list(dict.fromkeys(captions))[:8]
+    notes = [f"skipped {name}: {reason}" for name, reason in skipped]
+    return Recipe(
+        model, images, captions, prompts, steps=1800, batch_size=min(128, len(images)), notes=notes
+    )
+
+
+def fit(
+    recipe: Recipe,
+    output: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    sample_every: int = 300,
+    save_every: int = 300,
+) -> Iterator[Step]:
+    """Train a recipe, step by step, writing into ``output``:
+
+    * ``config.json``, ``model.safetensors``, tokenizer files: the averaged model, for
+      ``TextToImage.from_pretrained(output)``;
+    * ``samples/step_000300.png`` and so on: one row per prompt of the recipe;
+    * ``training.safetensors``: what ``resume=True`` goes on from.
+
+    An interrupt (Ctrl-C) lets the step in progress end, writes everything, and is raised again after.
+
+    Args:
+        recipe: what to train.
+        output: folder, made if missing.
+        seed: of data order, times and noise; the model's first weights come with the recipe.
+        resume: go on from ``training.safetensors`` in ``output``.
+        sample_every: steps between sample grids.
+        save_every: steps between saves.
+
+    Yields:
+        One :class:`~minidiff.training.Step` per optimizer step.
+
+    Raises:
+        FileNotFoundError: ``resume`` and there is nothing to resume.
+        FileExistsError: not ``resume``, and ``output`` holds a run already.
+        KeyboardInterrupt: after the interrupted run has been saved.
+    """
+    output = Path(output)
+    (output / "samples").mkdir(parents=True, exist_ok=True)
+    if not resume and (output / "training.safetensors").exists():
+        raise FileExistsError(
+            f"{output} holds a training run: add --resume, or choose another folder"
+        )
+    start = saved_steps(output) if resume else 0
+    batches = Batches(recipe.images, recipe.caption, recipe.batch_size, seed=seed, start=start)
+    steps = train(
+        recipe.model, batches, recipe.steps,
+        lr=recipe.lr, weighting="snr_plus_one", seed=seed, resume=output if resume else None,
+    )  # fmt: skip
+
+    def save(step: Step) -> None:
+        step.save(output)
+        if step.is_main_process:
+            step.ema.save_pretrained(output, torch.float16)  # half the size, same pictures
+
+    with _interrupts_between_steps() as interrupted:
+        for step in steps:
+            count = step.index + 1
+            if count % save_every == 0 or count == recipe.steps or interrupted():
+                save(step)
+            if interrupted():
+                raise KeyboardInterrupt
+            if step.is_main_process and (count % sample_every == 0 or count == recipe.steps):
+                drawn = TextToImage(step.ema)(recipe.prompts, num_images=8)
+                save_grid(drawn.tensors, output / "samples" / f"step_{count:06d}.png", ncols=8)
+            yield step
+
+
+@contextmanager
+def _interrupts_between_steps() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a note to be read between steps; a second one acts at once.
+
+    A step cut in half would leave weights and averages that belong to different steps.
+    """
+    caught = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield caught.is_set  # only the main thread is sent signals
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: types.FrameType | None) -> None:
+        caught.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield caught.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

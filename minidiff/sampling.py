@@ -1,0 +1,227 @@
+"""Samplers: from noise to data, one level at a time (chapter 5).
+
+Every sampler here is one loop over pairs of neighbouring levels. At each pair the denoiser says which
+clean sample and which noise it sees in ``x_t``; the sampler mixes the two again, with less noise::
+
+    x_s = alpha_s * x0 + sigma_s * eps'
+
+What differs is how eps' is made: kept (DDIM), partly replaced by fresh noise (DDPM), averaged over the
+step (Heun), or kept while x0 is extrapolated from the last two guesses (DPM-Solver++).
+
+Samplers are generators: they yield the state after every step, and the caller shows, stores or stops::
+
+    levels = schedule.levels(20)
+    for state in ddim(model.denoise, noise((4, 3, 64, 64), levels[0], seed=0), levels):
+        show(state.x0)
+
+They run on any ``denoise(x_t, level) -> Prediction``: a network, a guided network, an exact solution.
+Noise comes from generators on the CPU, so a seed means the same on every device, and one generator per
+sample makes a sample independent of the batch it is drawn in.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minidiff.denoiser import Denoiser
+from minidiff.forward import TINY, NoiseLevel, posterior_std
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""One generator for the whole batch, one per sample, or None for torch's global one."""
+
+
+class State(NamedTuple):
+    """Where a sampler stands after a step.
+
+    Attributes:
+        x: (B, ...) the sample at ``level``, float64 (float32 on MPS).
+        x0: (B, ...) the clean sample the step aimed at.
+        level: the level of ``x``.
+    """
+
+    x: Tensor
+    x0: Tensor
+    level: NoiseLevel
+
+
+Sampler = Callable[..., Iterator[State]]
+
+
+def generators(seed: int, n: int) -> list[torch.Generator]:
+    """``n`` generators seeded seed, seed + 1, ...: sample i is the same in a batch of any size."""
+    return [torch.Generator().manual_seed(seed + i) for i in range(n)]
+
+
+def randn_like(x: Tensor, generator: Generators = None) -> Tensor:
+    """Standard normal noise shaped like ``x``, drawn on the CPU in float32 and moved to ``x``.
+
+    Raises:
+        ValueError: the number of generators is not the number of samples.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.randn(x.shape, generator=generator).to(x)
+    if len(generator) != len(x):
+        raise ValueError(f"{len(generator)} generators for {len(x)} samples: give one per sample")
+    return torch.stack([torch.randn(x.shape[1:], generator=g) for g in generator]).to(x)
+
+
+def noise(
+    shape: Sequence[int],
+    level: NoiseLevel,
+    *,
+    generator: Generators = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Where sampling starts: N(0, sigma² I) at the first level.
+
+    Args:
+        shape: (B, ...).
+        level: the first level of the run; its alpha should be close to 0 (or its sigma large), else
+            real data at this level would still show through and the start is wrong.
+        generator: see :data:`Generators`; ``generators(seed, B)`` for reproducible samples.
+        device: where the samples are made.
+
+    Returns:
+        (B, ...) float64 (float32 on MPS).
+    """
+    kind = torch.float32 if torch.device(device).type == "mps" else torch.float64
+    return level.sigma.item() * randn_like(
+        torch.empty(*shape, dtype=kind, device=device), generator
+    )
+
+
+@torch.no_grad()
+def ddim(
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[NoiseLevel],
+    *,
+    eta: float = 0.0,
+    generator: Generators = None,
+) -> Iterator[State]:
+    """Denoising diffusion implicit models (Song et al. 2021, eq. 12): first order.
+
+    Args:
+        denoise: ``(x_t, level) -> Prediction``.
+        x: (B, ...) a sample at ``levels[0]``, usually from :func:`noise`.
+        levels: n + 1 levels of falling noise, shape () each.
+        eta: share of fresh noise: 0 is deterministic, 1 is DDPM.
+        generator: for the fresh noise.
+
+    Yields:
+        n states.
+
+    Raises:
+        ValueError: fewer than 2 levels, levels that do not fall, or eta outside [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta = {eta:g} is outside [0, 1]: 0 is deterministic, 1 is DDPM")
+    x, steps = _start(x, levels)
+    for level, target in steps:
+        x0, eps = denoise(x, level)  # (B, ...) each
+        noise_std = eta * posterior_std(level, target)  # eq. 16
+        kept = (target.sigma**2 - noise_std**2).clamp(min=0).sqrt()  # noise that stays as it was
+        x = target.alpha * x0 + kept * eps
+        if noise_std > 0:  # not at eta = 0, and not at the last step
+            x = x + noise_std * randn_like(x, generator)
+        yield State(x, x0, target)
+
+
+def ddpm(
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[NoiseLevel],
+    *,
+    generator: Generators = None,
+) -> Iterator[State]:
+    """Ancestral sampling (Ho et al. 2020, algorithm 2) with the posterior's own variance.
+
+    Each step draws from ``q(x_s | x_t, x0)`` with the denoiser's x0 in place of the true one; the
+    variance is DDPM's "beta tilde" (eq. 7). It is DDIM with eta = 1, written so; the last step, to
+    sigma = 0, adds no noise. Arguments and states as in :func:`ddim`.
+    """
+    return ddim(denoise, x, levels, eta=1.0, generator=generator)
+
+
+@torch.no_grad()
+def heun(denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel]) -> Iterator[State]:
+    """Heun's method on the probability-flow ODE (Karras et al. 2022, algorithm 1): second order.
+
+    In the scaled variable x/alpha the ODE reads d(x/alpha) = eps d(sigma/alpha): a step takes eps at
+    both of its ends and goes on with their mean. That costs two calls of ``denoise`` a step, except
+    where an end has no slope: the last step to sigma = 0, and a first step from alpha = 0, are DDIM's.
+
+    Arguments and states as in :func:`ddim`; nothing here is random.
+    """
+    x, steps = _start(x, levels)
+    for level, target in steps:
+        x0, eps = denoise(x, level)  # (B, ...) each
+        ahead = target.alpha * x0 + target.sigma * eps
+        if target.sigma > 0 and level.alpha > TINY:
+            eps = (eps + denoise(ahead, target).eps) / 2
+            x0 = (x - level.sigma * eps) / level.alpha
+            ahead = target.alpha * x0 + target.sigma * eps
+        x = ahead
+        yield State(x, x0, target)
+
+
+@torch.no_grad()
+def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel]) -> Iterator[State]:
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): second order at one call a step.
+
+    Seen over lambda = log(alpha/sigma), the denoiser's x0 changes almost along a line, so the last two
+    guesses tell where it will be in the middle of the coming step. The first step has no past and the
+    last, to sigma = 0, no finite length in lambda: both are DDIM's.
+
+    Arguments and states as in :func:`ddim`; nothing here is random.
+    """
+    x, steps = _start(x, levels)
+    old_x0, old_h = None, torch.inf
+    for level, target in steps:
+        x0, _ = denoise(x, level)  # (B, ...)
+        h = float(target.log_snr - level.log_snr) / 2  # length of the step in lambda
+        ahead = x0
+        if old_x0 is not None and h < torch.inf and old_h < torch.inf:
+            ahead = x0 + h / (2 * old_h) * (x0 - old_x0)
+        eps = (x - level.alpha * ahead) / level.sigma
+        x = target.alpha * ahead + target.sigma * eps
+        old_x0, old_h = x0, h
+        yield State(x, ahead, target)
+
+
+def sample(states: Iterable[State]) -> Tensor:
+    """Run a sampler to its end and return the last sample, (B, ...).
+
+    Raises:
+        ValueError: there were no states.
+    """
+    last = None
+    for last in states:
+        pass
+    if last is None:
+        raise ValueError("the sampler made no step")
+    return last.x
+
+
+SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m}
+
+
+def _start(
+    x: Tensor, levels: Sequence[NoiseLevel]
+) -> tuple[Tensor, Iterator[tuple[NoiseLevel, NoiseLevel]]]:
+    """``x`` in the precision of the sampler, and the checked steps (from, to)."""
+    if len(levels) < 2:
+        raise ValueError(f"{len(levels)} levels make no step: schedule.levels(n) gives n + 1")
+    device = torch.device("cpu") if x.device.type != "mps" else x.device
+    numbers = [NoiseLevel(*(value.to(device) for value in level)) for level in levels]
+    for level, target in pairwise(numbers):
+        if not target.sigma * level.alpha < level.sigma * target.alpha:
+            raise ValueError(
+                f"noise must fall from level to level, but sigma/alpha does not from "
+                f"t = {level.t:g} to t = {target.t:g}: give schedule.levels(n) as it is"
+            )
+    # Numbers on the CPU multiply tensors on any device without a copy or a wait.
+    return x.to(x.dtype if x.device.type == "mps" else torch.float64), pairwise(numbers)

@@ -1,0 +1,144 @@
+"""The files around the code agree with each other: versions, notebooks, book."""
+
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import minidiff
+from tools.notebooks import problems
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def declared() -> list[Requirement]:
+    """Every requirement in pyproject.toml: build system, library and extras."""
+    project = PROJECT["project"]
+    lists = [
+        PROJECT["build-system"]["requires"],
+        project["dependencies"],
+        *project["optional-dependencies"].values(),
+    ]
+    return [Requirement(line) for lines in lists for line in lines]
+
+
+def pinned() -> dict[str, str]:
+    """constraints.txt as {name: version}."""
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            assert re.fullmatch(r"[\w.-]+==[\w.+!]+", line), (
+                f"constraints.txt: {line!r} is not an exact version"
+            )
+            name, version = line.split("==")
+            assert canonicalize_name(name) not in pins, f"constraints.txt names {name} twice"
+            pins[canonicalize_name(name)] = version
+    return pins
+
+
+@pytest.mark.parametrize("requirement", declared(), ids=lambda r: r.name)
+def test_every_dependency_has_a_lower_bound_and_a_pin_that_satisfies_it(requirement):
+    assert any(spec.operator == ">=" for spec in requirement.specifier), (
+        f"{requirement}: no lower bound"
+    )
+    version = pinned().get(canonicalize_name(requirement.name))
+    assert version is not None, f"constraints.txt does not pin {requirement.name}"
+    assert version in requirement.specifier, (
+        f"constraints.txt pins {requirement.name} at {version}, not {requirement}"
+    )
+
+
+def test_what_is_installed_here_is_what_constraints_say():
+    """Every package that minidiff needs, directly or not, is pinned: nothing floats."""
+    pins = pinned()
+    seen: set[tuple[str, frozenset[str]]] = set()
+    waiting = [("minidiff", frozenset(PROJECT["project"]["optional-dependencies"]))]
+    while waiting:
+        name, extras = waiting.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            lines = requires(name) or []
+        except PackageNotFoundError:
+            continue  # an extra that is not installed here; its own name is checked above
+        for requirement in map(Requirement, lines):
+            active = not requirement.marker or any(
+                requirement.marker.evaluate({"extra": extra}) for extra in extras | {""}
+            )
+            if active:
+                needed = canonicalize_name(requirement.name)
+                assert needed in pins or needed == "minidiff", (
+                    f"{name} needs {needed}: not in constraints.txt"
+                )
+                waiting.append((needed, frozenset(requirement.extras)))
+    assert len(seen) > 100, f"only {len(seen)} packages were reached: is minidiff installed?"
+
+
+def test_conda_installs_the_same():
+    """environment.yml repeats no version: it hands pip the same files that make does."""
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = (d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    extras = ",".join(PROJECT["project"]["optional-dependencies"])
+    assert pip == ["--constraint constraints.txt", f"--editable .[{extras}]"]
+    (python,) = (d for d in environment["dependencies"] if str(d).startswith("python="))
+    assert python.removeprefix("python=") in SpecifierSet(PROJECT["project"]["requires-python"])
+
+
+def test_version_and_licence_are_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == minidiff.__version__ == PROJECT["project"]["version"]
+    assert citation["license"] == PROJECT["project"]["license"]
+
+
+def test_every_chapter_is_in_the_book():
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    chapters = [c["file"] for part in contents["parts"] for c in part["chapters"]]
+    listed = {c for c in chapters if c.startswith("notebooks/")}
+    assert listed == {f"notebooks/{path.stem}" for path in NOTEBOOKS}
+
+
+def test_every_module_has_its_reference_page():
+    """Each public module of the package is named by exactly one automodule in book/api."""
+    pages = [path.read_text() for path in sorted((ROOT / "book/api").glob("*.md"))]
+    named = sorted(
+        name for page in pages for name in re.findall(r"automodule:: (minidiff\S*)", page)
+    )
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "minidiff").rglob("*.py")
+        if not path.stem.startswith("_")
+    )
+    assert len(set(named)) == len(named), "a module has two automodule lines in book/api"
+    assert set(named) == set(modules), (
+        f"without a page in book/api: {set(modules) - set(named)}; "
+        f"with a page, but gone: {set(named) - set(modules)}"
+    )
+
+
+def test_citation_keys_are_defined_once_and_every_citation_has_its_entry():
+    entries = re.findall(r"^@\w+\{(\w+),", (ROOT / "book/references.bib").read_text(), re.MULTILINE)
+    assert sorted(entries) == entries, "book/references.bib is sorted by key"
+    assert len(set(entries)) == len(entries), "book/references.bib defines a key twice"
+    texts = [path.read_text() for path in (*NOTEBOOKS, *sorted((ROOT / "book").rglob("*.md")))]
+    cited = {
+        key.strip()
+        for text in texts
+        for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text)
+        for key in keys.split(",")
+    }
+    assert cited <= set(entries), f"cited and not in book/references.bib: {cited - set(entries)}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_is_executed_and_fit_to_commit(path):
+    """nbval passes silently over a notebook that was never executed; this does not."""
+    assert list(problems(path)) == []

@@ -1,0 +1,204 @@
+"""The samplers on denoisers that are exact: what is wrong here is the sampler's own error."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from minidiff.denoiser import Denoiser
+from minidiff.exact import FiniteData, GaussianMixture
+from minidiff.forward import NoiseLevel, posterior, posterior_std
+from minidiff.metrics import energy_test
+from minidiff.sampling import State, ddim, ddpm, dpmpp_2m, heun, noise, sample
+from minidiff.schedule import Cosine, Flow, Karras, Linear, Schedule, Sigmoid
+
+F64 = torch.float64
+MIXTURE = GaussianMixture(
+    torch.tensor([[-0.6, 0.5], [1.6, 0.9], [0.7, -1.2]]),
+    torch.tensor([[0.25, 0.5], [0.4, 0.25], [0.3, 0.3]]),
+    torch.tensor([0.5, 0.2, 0.3]),
+)
+SCHEDULES = [Linear(), Cosine(), Sigmoid(), Karras(), Flow()]
+SAMPLERS = [ddpm, ddim, heun, dpmpp_2m]
+
+
+def draw(
+    sampler: Callable[..., Iterator[State]], schedule: Schedule, steps: int, n: int, seed: int = 0
+) -> Tensor:
+    levels = schedule.levels(steps)
+    generator = torch.Generator().manual_seed(seed)
+    x = noise((n, 2), levels[0], generator=generator)
+    extra = {"generator": generator} if sampler not in (heun, dpmpp_2m) else {}
+    return sample(sampler(MIXTURE.denoise, x, levels, **extra))
+
+
+def complaints(x: Tensor) -> dict[str, float]:
+    """What tells ``x`` from samples of the mixture, in standard errors, each over what is allowed.
+
+    Mean, covariance and fourth moments have closed forms; the log-density (at sigma = 0) sees noise
+    left on narrow components, and the energy test all the rest.
+    """
+    mu, s = MIXTURE.means, MIXTURE.stds
+    away, clean = x - MIXTURE.mean, Cosine()(0.0)
+    fresh = MIXTURE.sample(50_000, torch.Generator().manual_seed(1)).double()
+    claims = {
+        "mean": (x, MIXTURE.mean),
+        "covariance": ((away[:, :, None] * away[:, None]).flatten(1), MIXTURE.covariance.flatten()),
+        "fourth": (x**4, MIXTURE.weights @ (mu**4 + 6 * mu**2 * s**2 + 3 * s**4)),
+        "density": (
+            MIXTURE.log_density(x, clean)[:, None],
+            MIXTURE.log_density(fresh, clean).mean(),
+        ),
+    }
+    found = {
+        name: ((values.mean(0) - truth).abs() / (values.std(0) / math.sqrt(len(x)))).max().item()
+        for name, (values, truth) in claims.items()
+    }
+    p = energy_test(x[:800], fresh[:800], 199, torch.Generator().manual_seed(2))
+    found = {name: z for name, z in found.items() if z > 5}
+    return found | ({"energy": p} if p < 0.01 else {})
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_come_from_the_mixture(
+    sampler: Callable[..., Iterator[State]], schedule: Schedule
+) -> None:
+    steps = {ddpm: 300, ddim: 150, heun: 60, dpmpp_2m: 60}[sampler]
+    assert not complaints(draw(sampler, schedule, steps, 2000))
+
+
+def double_noise(
+    denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel], generator: torch.Generator
+) -> Iterator[State]:
+    """Wrong: fresh noise on top of all the old."""
+    for level, target in pairwise(levels):
+        x0, eps = denoise(x, level)
+        fresh = posterior_std(level, target) * torch.randn(x.shape, generator=generator)
+        x = target.alpha * x0 + target.sigma * eps + fresh
+        yield State(x, x0, target)
+
+
+def variance_as_std(
+    denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel], generator: torch.Generator
+) -> Iterator[State]:
+    """Wrong: the posterior's variance in the place of its standard deviation."""
+    for level, target in pairwise(levels):
+        x0, _ = denoise(x, level)
+        mean, std = posterior(x, x0, level, target)
+        x = mean + std**2 * torch.randn(x.shape, generator=generator)
+        yield State(x, x0, target)
+
+
+def noise_at_the_end(
+    denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel], generator: torch.Generator
+) -> Iterator[State]:
+    """Wrong: a step's noise is added after the last step, too."""
+    *states, last = ddpm(denoise, x, levels, generator=generator)
+    std = 0.2 * torch.randn(x.shape, generator=generator)
+    yield from [*states, last._replace(x=last.x + std)]
+
+
+def start_from_unit_noise(
+    denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel], generator: torch.Generator
+) -> Iterator[State]:
+    """Wrong: N(0, I) where half of the data should still show (a schedule cut off at t = 0.5)."""
+    return ddim(denoise, x, [level for level in levels if level.t <= 0.5])
+
+
+@pytest.mark.parametrize(
+    "wrong", [double_noise, variance_as_std, noise_at_the_end, start_from_unit_noise]
+)
+def test_the_test_sees_a_wrong_sampler(wrong: Callable[..., Iterator[State]]) -> None:
+    assert complaints(draw(wrong, Cosine(), 100, 2000))
+
+
+# --- convergence --------------------------------------------------------------------------------
+
+
+def at_log_snr(half: Tensor) -> NoiseLevel:
+    """The variance-preserving level with log(alpha/sigma) = ``half``; t is only a label."""
+    return NoiseLevel(
+        torch.sigmoid(-half), torch.sigmoid(2 * half).sqrt(), torch.sigmoid(-2 * half).sqrt()
+    )
+
+
+@pytest.fixture(scope="module")
+def flow_line() -> tuple[Tensor, Tensor]:
+    """Where the probability-flow ODE takes some points from lambda = -2 to lambda = 2.
+
+    In lambda = log(alpha/sigma), with alpha² + sigma² = 1, the ODE of Song et al. 2021 (eq. 13) is
+    dx/dlambda = sigma² (x + score); scipy solves it, from the score and not from eps.
+    """
+    start = torch.randn(40, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+
+    def slope(half: float, x: Tensor) -> Tensor:
+        level = at_log_snr(torch.tensor(half, dtype=F64))
+        x = torch.as_tensor(x, dtype=F64).reshape(-1, 2)
+        return (level.sigma**2 * (x + MIXTURE.score(x, level))).flatten()
+
+    end = solve_ivp(slope, (-2, 2), start.flatten().numpy(), "DOP853", rtol=1e-10, atol=1e-11).y[
+        :, -1
+    ]
+    return start, torch.from_numpy(end).reshape(-1, 2)
+
+
+@pytest.mark.parametrize(
+    "sampler, low, high", [(ddim, 0.85, 1.2), (heun, 1.75, 2.4), (dpmpp_2m, 1.7, 2.4)]
+)
+def test_order_of_convergence(
+    sampler: Callable[..., Iterator[State]],
+    low: float,
+    high: float,
+    flow_line: tuple[Tensor, Tensor],
+) -> None:
+    start, end = flow_line
+    errors = []
+    for steps in (64, 128, 256):
+        # Long and short steps in turn: on an even grid nobody sees which of two steps h belongs to.
+        lengths = torch.tensor([2.0, 1.0], dtype=F64).repeat(steps // 2)
+        halves = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]) * 4 / lengths.sum() - 2
+        x = sample(sampler(MIXTURE.denoise, start, [at_log_snr(half) for half in halves]))
+        errors.append((x - end).norm(dim=1).mean().item())
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert all(low < order < high for order in orders), f"orders {orders}, errors {errors}"
+
+
+# --- single steps -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_a_ddpm_step_is_the_posterior(schedule: Schedule) -> None:
+    level, target = schedule(0.6), schedule(0.35)
+    x = 1.5 * torch.randn(6, 2, dtype=F64)
+    (state,) = ddpm(MIXTURE.denoise, x, [level, target], generator=torch.Generator().manual_seed(3))
+    mean, std = posterior(x, MIXTURE.denoise(x, level).x0, level, target)
+    drawn = torch.randn(6, 2, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(state.x, mean + std * drawn)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 7, 30])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_finite_data_comes_back_whole(
+    schedule: Schedule, steps: int, sampler: Callable[..., Iterator[State]]
+) -> None:
+    """With the exact denoiser of a training set every sample ends on a training image.
+
+    From one step on it is finite; with 30 steps the last level before the end is clean enough that
+    the nearest image is certain, and no noise may be left on it.
+    """
+    data = FiniteData(torch.randn(12, 3, 4, 4, generator=torch.Generator().manual_seed(5)))
+    levels = schedule.levels(steps)
+    x = noise((5, 3, 4, 4), levels[0], generator=torch.Generator().manual_seed(6))
+    states = list(sampler(data.denoise, x, levels))
+    assert len(states) == steps
+    assert states[-1].level.sigma == 0
+    assert states[-1].x.isfinite().all()
+    if steps == 30:
+        distance = torch.cdist(states[-1].x.flatten(1), data.means).min(1).values
+        assert distance.max() < 1e-3, f"{distance.max():.2g} away from the nearest training image"
