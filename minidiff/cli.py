@@ -1,5 +1,7 @@
 """The ``minidiff`` command: sample, train, evaluate."""
 
+import json
+import os
 import secrets
 import sys
 import time
@@ -7,7 +9,16 @@ import warnings
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
+from PIL import Image
+from tqdm import tqdm
+
+from minidiff import recipes
+from minidiff.data import reader as readers
+from minidiff.evaluation import evaluate_critters, reader_accuracy
+from minidiff.pipeline import TextToImage
+from minidiff.plots import save_grid
 
 app = typer.Typer(
     help="Small diffusion models: draw with one, train one, measure one.",
@@ -15,8 +26,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-# torch and transformers take seconds to import; the commands import them, so that --help is instant.
 
 
 @app.command()
@@ -37,9 +46,6 @@ def sample(
     scale: Annotated[int, typer.Option(min=1, help="Enlarge each pixel this many times.")] = 4,
 ) -> None:
     """Draw images for a prompt and write them into one file."""
-    from minidiff.pipeline import TextToImage
-    from minidiff.plots import save_grid
-
     check_image_name(output)
     if seed is None:
         seed = secrets.randbelow(2**31)
@@ -67,11 +73,6 @@ def train(
     sample_every: Annotated[int, typer.Option(min=1, help="Steps between sample grids.")] = 300,
 ) -> None:
     """Train a model: a named recipe, or your own folder of captioned images."""
-    import torch
-    from tqdm import tqdm
-
-    from minidiff import recipes
-
     torch.manual_seed(seed)
     if what == "critters-reader":
         train_reader(output, steps, seed)
@@ -117,11 +118,6 @@ def train(
 
 def train_reader(output: Path, steps: int | None, seed: int) -> None:
     """Train the attribute reader and save it with its accuracy on fresh renders."""
-    from tqdm import tqdm
-
-    from minidiff.data import reader as readers
-    from minidiff.evaluation import reader_accuracy
-
     steps = 2000 if steps is None else steps
     reader = readers.AttributeReader()
     for loss in (
@@ -148,9 +144,6 @@ def evaluate(
     ] = None,
 ) -> None:
     """Prompt accuracy on seen and held-out pairs, FID and KID, each with its error bars."""
-    from minidiff.evaluation import evaluate_critters
-    from minidiff.pipeline import TextToImage
-
     scores = evaluate_critters(
         TextToImage.from_pretrained(model), prompts=prompts, steps=steps, guidance=guidance,
         sampler=sampler, seed=seed,
@@ -163,8 +156,6 @@ def evaluate(
 
 def check_image_name(path: Path) -> None:
     """Raise ValueError unless Pillow can write a file of that name, before any work is done."""
-    from PIL import Image
-
     Image.init()
     if path.suffix.lower() not in Image.EXTENSION:
         raise ValueError(
@@ -174,9 +165,6 @@ def check_image_name(path: Path) -> None:
 
 def write_json(values: object, path: Path) -> None:
     """Write JSON under a temporary name, then rename."""
-    import json
-    import os
-
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.tmp")
     unfinished.write_text(json.dumps(values, indent=2) + "\n")

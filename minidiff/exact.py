@@ -41,8 +41,8 @@ class GaussianMixture:
     of the question.
 
     Args:
-        means: (K, *D), one mean per component; D is the shape of a sample, (2,) or (3, 64, 64).
-        stds: standard deviations >= 0: one number for all, (K,) one per component, or (K, *D).
+        means: ``(K, *D)``, one mean per component; D is the shape of a sample, (2,) or (3, 64, 64).
+        stds: standard deviations >= 0: one number for all, (K,) one per component, or ``(K, *D)``.
         weights: (K,) probabilities of the components, scaled to sum to 1; None for equal ones.
 
     Raises:
@@ -82,7 +82,7 @@ class GaussianMixture:
         """E[x0 | x_t] and E[eps | x_t]: the best guess there is, in the sense of squared error.
 
         Args:
-            x_t: noisy samples, (B, *D).
+            x_t: noisy samples, ``(B, *D)``.
             level: of shape () or (B,); alpha = 0 and sigma = 0 are allowed.
             condition: what is known about x0: a bool tensor (K,) or (B, K) that is True for the
                 components it may come from. None: any. So guidance can be studied exactly.
@@ -108,7 +108,7 @@ class GaussianMixture:
         return self._log_joint(x, alpha, v, condition).softmax(dim=1).to(x_t)
 
     def score(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        """grad log p_t(x_t), shaped and typed like ``x_t`` (B, *D); equal to -eps/sigma.
+        """grad log p_t(x_t), shaped and typed like ``x_t`` ``(B, *D)``; equal to -eps/sigma.
 
         Raises:
             ValueError: sigma = 0 and a component of std 0: points without noise have no density.
@@ -123,7 +123,7 @@ class GaussianMixture:
         return self._log_joint(x, alpha, v).logsumexp(dim=1).to(x_t)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` clean samples x0, (n, *D), typed like ``means``; ``generator`` lives on the CPU."""
+        """``n`` clean samples x0, ``(n, *D)``, typed like ``means``; ``generator`` lives on the CPU."""
         k = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator)
         eps = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
         k, eps = k.to(self.means.device), eps.to(self.means)
@@ -131,7 +131,7 @@ class GaussianMixture:
 
     @property
     def mean(self) -> Tensor:
-        """E[x0], (*D,) float64."""
+        """E[x0], ``(*D,)`` float64."""
         return (self.weights @ self.means).reshape(self.shape)
 
     @property
@@ -190,7 +190,7 @@ class FiniteData(GaussianMixture):
     0, x0 is the nearest point and eps is 0.
 
     Args:
-        points: (N, *D), for instance training images (N, C, H, W).
+        points: ``(N, *D)``, for instance training images (N, C, H, W).
 
     Raises:
         ValueError: as for :class:`GaussianMixture`.

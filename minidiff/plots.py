@@ -211,6 +211,7 @@ def grid(x: Tensor, *, ncols: int = 8, scale: int = 1, padding: int = 2) -> Imag
 def save_grid(x: Tensor, path: str | os.PathLike[str], *, ncols: int = 8, scale: int = 1) -> None:
     """Write :func:`grid` to ``path``; the ending of its name says in which format, e.g. .png."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.stem}.tmp{path.suffix}")
     grid(x, ncols=ncols, scale=scale).save(unfinished)
     os.replace(unfinished, path)

@@ -143,7 +143,6 @@ def fit(
         KeyboardInterrupt: after the interrupted run has been saved.
     """
     output = Path(output)
-    (output / "samples").mkdir(parents=True, exist_ok=True)
     if not resume and (output / "training.safetensors").exists():
         raise FileExistsError(
             f"{output} holds a training run: add --resume, or choose another folder"

@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -265,7 +265,14 @@ def train(
             nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
             optimizer.step()
             ema.update_parameters(model)
-            yield Step(index, ema.module, rate, accelerator.is_main_process, value.detach(), state)
+            yield Step(
+                index,
+                cast(Diffusion, ema.module),
+                rate,
+                accelerator.is_main_process,
+                value.detach(),
+                state,
+            )
     finally:
         model.eval()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minidiff.denoiser import Denoiser
 from minidiff.exact import FiniteData, GaussianMixture
-from minidiff.forward import NoiseLevel, posterior, posterior_std
+from minidiff.forward import NoiseLevel, Prediction, posterior, posterior_std
 from minidiff.metrics import energy_test
 from minidiff.sampling import State, ddim, ddpm, dpmpp_2m, heun, noise, sample
 from minidiff.schedule import Cosine, Flow, Karras, Linear, Schedule, Sigmoid
@@ -159,9 +159,7 @@ def test_order_of_convergence(
     start, end = flow_line
     errors = []
     for steps in (64, 128, 256):
-        # Long and short steps in turn: on an even grid nobody sees which of two steps h belongs to.
-        lengths = torch.tensor([2.0, 1.0], dtype=F64).repeat(steps // 2)
-        halves = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]) * 4 / lengths.sum() - 2
+        halves = torch.linspace(-2, 2, steps + 1, dtype=F64)
         x = sample(sampler(MIXTURE.denoise, start, [at_log_snr(half) for half in halves]))
         errors.append((x - end).norm(dim=1).mean().item())
     orders = [math.log2(a / b) for a, b in pairwise(errors)]
@@ -179,6 +177,24 @@ def test_a_ddpm_step_is_the_posterior(schedule: Schedule) -> None:
     mean, std = posterior(x, MIXTURE.denoise(x, level).x0, level, target)
     drawn = torch.randn(6, 2, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(state.x, mean + std * drawn)
+
+
+def test_dpmpp_aims_at_the_middle_of_uneven_steps() -> None:
+    """Where x0 moves along a line in lambda, the guess for the middle of a step is exact.
+
+    The order of convergence cannot see the two step lengths exchanged: that error telescopes away.
+    """
+
+    def denoise(x_t: Tensor, level: NoiseLevel) -> Prediction:
+        x0 = level.log_snr / 2 * torch.ones_like(x_t)
+        return Prediction(x0, (x_t - level.alpha * x0) / level.sigma)
+
+    halves = torch.tensor([-2.0, -1.2, 0.1, 0.3, 1.7], dtype=F64)
+    levels = [at_log_snr(half) for half in halves]
+    states = list(dpmpp_2m(denoise, torch.randn(2, 3), levels))
+    middles = (halves[1:] + halves[:-1]) / 2
+    for state, middle in zip(states[1:], middles[1:], strict=True):
+        torch.testing.assert_close(state.x0, middle.expand(2, 3))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

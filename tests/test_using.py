@@ -1,4 +1,4 @@
-"""What the prose pages of the book tell a reader to type works as written."""
+"""What the README and the prose pages of the book tell a reader to type works as written."""
 
 import re
 import shlex
@@ -9,7 +9,8 @@ import typer.main
 
 from minidiff.cli import app
 
-PAGES = {path.name: path.read_text() for path in (Path(__file__).parents[1] / "book").glob("*.md")}
+ROOT = Path(__file__).parents[1]
+PAGES = {path.name: path.read_text() for path in [*(ROOT / "book").glob("*.md"), ROOT / "README.md"]}
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -21,7 +22,7 @@ def command_lines() -> list[str]:
         line.removeprefix(".venv/bin/")
         for text in PAGES.values()
         for block in blocks(text, "bash")
-        for line in block.splitlines()
+        for line in (text.split("  #")[0] for text in block.splitlines())
     ]
     return [line for line in lines if line.startswith("minidiff ")]
 
@@ -38,11 +39,12 @@ def test_command_line_is_understood(line):
     typer.main.get_command(app).commands[name].make_context(name, arguments)
 
 
-def test_python_of_the_page_on_using_minidiff_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["using.md", "README.md"])
+def test_python_of_the_page_runs(page, tmp_path, monkeypatch):
     """From top to bottom, in one session, as a reader would paste it."""
     monkeypatch.chdir(tmp_path)
     session: dict[str, object] = {}
-    for number, block in enumerate(blocks(PAGES["using.md"], "python"), 1):
-        exec(compile(block, f"using.md, block {number}", "exec"), session)
+    for number, block in enumerate(blocks(PAGES[page], "python"), 1):
+        exec(compile(block, f"{page}, block {number}", "exec"), session)
     assert (tmp_path / "cat.png").is_file()
-    assert session["x"].shape == (1000, 2)
+    assert session["x"].shape == (1000, 2)  # the last thing drawn on both pages

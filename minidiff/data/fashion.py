@@ -1,11 +1,11 @@
 """Fashion-MNIST: 60,000 real pictures of clothes, with their kinds as captions (Xiao et al. 2017)."""
 
 import gzip
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -91,8 +91,9 @@ def _read(file: Path) -> Tensor | None:
     else:
         return None
     # Header: two zero bytes, type 8 (unsigned byte), number of dimensions, then each size, big-endian.
-    shape = np.frombuffer(content, ">u4", count=content[3], offset=4) if len(content) > 3 else []
-    values = content[4 + 4 * len(shape) :]
-    if content[:3] != b"\0\0\x08" or len(values) != int(np.prod(shape)):
+    dimensions = content[3] if content[:3] == b"\0\0\x08" else 0
+    shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
+    values = content[4 + 4 * dimensions :]
+    if not dimensions or len(values) != math.prod(shape):
         raise ValueError(f"{file} is damaged: not a complete idx file of bytes")
-    return torch.tensor(bytearray(values), dtype=torch.uint8).reshape(*(int(n) for n in shape))
+    return torch.frombuffer(bytearray(values), dtype=torch.uint8).reshape(shape)

@@ -3,8 +3,9 @@
 import csv
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,14 +71,11 @@ def _metadata(folder: Path) -> list[tuple[str, str]]:
             continue
         rows = []
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            entries = (
-                csv.DictReader(lines)
-                if name.endswith("csv")
-                else (ln for ln in lines if ln.strip())
-            )
-            for number, entry in enumerate(entries, start=2 if name.endswith("csv") else 1):
+            is_csv = name.endswith("csv")
+            entries: Iterable[Any] = csv.DictReader(lines) if is_csv else filter(str.strip, lines)
+            for number, entry in enumerate(entries, start=2 if is_csv else 1):
                 try:
-                    row = json.loads(entry) if isinstance(entry, str) else entry
+                    row = entry if is_csv else json.loads(entry)
                     rows.append((str(row["file_name"]), str(row["text"])))
                 except (json.JSONDecodeError, KeyError, TypeError) as error:
                     raise ValueError(

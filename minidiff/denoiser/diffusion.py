@@ -171,7 +171,7 @@ class Diffusion(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], device: str | None = None
+        cls, name: str | os.PathLike[str], device: torch.device | str | None = None
     ) -> "Diffusion":
         """A saved model, ready to sample: in eval mode, weights in float32.
 

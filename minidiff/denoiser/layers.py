@@ -75,6 +75,7 @@ class Embedding(nn.Module):
 
     def __init__(self, width: int, condition_dim: int | None):
         super().__init__()
+        self.frequencies: Tensor
         self.register_buffer("frequencies", torch.logspace(0, 3, 32), persistent=False)
         self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         self.pooled = nn.Linear(condition_dim, width, bias=False) if condition_dim else None

@@ -1,0 +1,120 @@
+"""The command, as a stranger types it."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from minidiff import cli
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of ``minidiff ARGUMENTS``."""
+    monkeypatch.setattr(sys, "argv", ["minidiff", *arguments])
+    with pytest.raises(SystemExit) as exit:  # typer ends every command so
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(exit.value.code or 0), out, err
+
+
+@pytest.fixture
+def minidiff(monkeypatch, capsys):
+    return lambda *arguments: run(monkeypatch, capsys, *(str(argument) for argument in arguments))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "pictures"
+    path.mkdir()
+    for color in ("red", "green"):
+        Image.new("RGB", (20, 20), color).save(path / f"{color}.png")
+    (path / "bad.png").write_bytes(b"")
+    rows = "".join(f"{name}.png,a {name} square\n" for name in ("red", "green", "bad"))
+    (path / "metadata.csv").write_text("file_name,text\n" + rows)
+    return path
+
+
+def test_sample_gives_the_same_file_every_time(minidiff, tmp_path):
+    digests = []
+    for name in ("one.png", "two.png"):
+        code, out, err = minidiff(
+            "sample", "a cat in a top hat", "--num-images", 2, "--steps", 4, "--seed", 0,
+            "--output", tmp_path / "new" / name,
+        )  # fmt: skip
+        assert (code, err) == (0, ""), err
+        assert "seed 0" in out
+        digests.append(hashlib.sha256((tmp_path / "new" / name).read_bytes()).hexdigest())
+    assert digests[0] == digests[1]
+    with Image.open(tmp_path / "new" / "one.png") as picture:
+        assert picture.width > 2 * 4 * 64 - 1
+        assert picture.height == 4 * 64 or picture.height > 4 * 64
+
+
+def test_sample_names_unknown_words(minidiff, tmp_path):
+    code, _, err = minidiff(
+        "sample", "a zebra in a top hat", "--steps", 1, "-o", tmp_path / "z.png"
+    )
+    assert code == 0
+    assert "'zebra'" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["sample", "a cat", "--model", "nowhere", "-o", "x.png"], "no model 'nowhere'"),
+        (["sample", "a cat", "-o", "x.docx"], ".docx is no image format"),
+        (["sample", "a cat", "--sampler", "magic", "-o", "x.png"], "unknown sampler 'magic'"),
+        (["sample", "a cat", "--steps", "0", "-o", "x.png"], "--steps"),
+        (["train", "nothing", "-o", "run"], "'nothing' is no recipe"),
+        (
+            ["train", "fashion-mnist", "-o", "run", "--data-root", "here"],
+            "no Fashion-MNIST in here",
+        ),
+        (["evaluate", "nowhere"], "no model 'nowhere'"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(minidiff, monkeypatch, tmp_path, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = minidiff(*arguments)
+    assert code != 0
+    assert says in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_train_a_folder_names_what_it_skips_then_resumes(minidiff, folder, tmp_path):
+    out = tmp_path / "run"
+    code, _, err = minidiff("train", folder, "-o", out, "--steps", 2, "--size", 16)
+    assert code == 0, err
+    assert "skipped bad.png" in err
+    assert (out / "samples" / "step_000002.png").is_file()
+    code, _, err = minidiff("train", folder, "-o", out, "--steps", 3, "--size", 16)
+    assert code == 1
+    assert "--resume" in err
+    code, _, err = minidiff("train", folder, "-o", out, "--steps", 3, "--size", 16, "--resume")
+    assert code == 0, err
+    code, _, err = minidiff(
+        "sample", "a red square", "--model", out, "--steps", 2, "-o", tmp_path / "red.png"
+    )
+    assert code == 0, err
+
+
+def test_evaluate_writes_what_it_prints(minidiff, tmp_path):
+    code, out, err = minidiff(
+        "evaluate", "critters", "--prompts", 8, "--steps", 4, "-o", tmp_path / "scores.json"
+    )
+    assert code == 0, err
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert "seen: animal and hat" in out
+    assert scores["seen: animal and hat"]["n"] == 8
+
+
+def test_the_command_is_installed():
+    command = [str(Path(sys.executable).with_name("minidiff")), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in ("sample", "train", "evaluate"))

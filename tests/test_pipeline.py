@@ -1,0 +1,169 @@
+"""The shipped model, and the pipeline around it."""
+
+import warnings
+
+import pytest
+import torch
+
+import minidiff as md
+from minidiff.data import AttributeReader
+from minidiff.data.critters import Critter
+from minidiff.denoiser.diffusion import SHIPPED
+from minidiff.evaluation import accuracy, evaluate_critters, reader_accuracy
+
+
+@pytest.fixture(scope="module")
+def pipe() -> md.TextToImage:
+    return md.TextToImage.from_pretrained("critters", device="cpu")
+
+
+def tiny(target: str = "x0", text: bool = True) -> md.Diffusion:
+    encoder = (
+        md.TextEncoder.from_captions(["a cat in a top hat"], dim=32, layers=1) if text else None
+    )
+    net = md.UNet(width=32, multipliers=(1,), attention=(0,), condition_dim=32 if text else None)
+    return md.Diffusion(net, md.Cosine(), target, encoder, shape=(3, 16, 16))
+
+
+def test_shipped_files_are_small_and_hold_no_pickle():
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 40e6
+    for path in files:
+        assert path.suffix in {".json", ".safetensors", ".md"}, path
+        assert path.stat().st_size <= 16e6, path
+
+
+def test_shipped_model_draws_cats_in_top_hats_which_training_never_showed(pipe):
+    wanted = [
+        Critter("cat", fur, "top hat", color, "green")
+        for fur in ("orange", "gray", "black", "white")
+        for color in ("red", "yellow", "green", "blue")
+    ]
+    prompts = [f"a {c.fur} cat in a {c.hat_color} top hat" for c in wanted]
+    x = pipe(prompts, seed=1).tensors
+    assert accuracy(AttributeReader.from_pretrained(), x, wanted).value >= 14 / 16
+
+
+def test_the_prompt_is_followed_because_of_the_prompt(pipe):
+    """The same noise, another prompt, another picture: nothing here is by chance."""
+    reader = AttributeReader.from_pretrained()
+    seen = reader.read(pipe(["a pig in a crown", "a panda in a cap"], seed=3).tensors)
+    assert [(s["animal"], s["hat"]) for s in seen] == [("pig", "crown"), ("panda", "cap")]
+    swapped = reader.read(pipe(["a panda in a cap", "a pig in a crown"], seed=3).tensors)
+    assert [(s["animal"], s["hat"]) for s in swapped] == [("panda", "cap"), ("pig", "crown")]
+
+
+def test_one_seed_one_result_whatever_the_batch(pipe):
+    four = pipe("a cat in a top hat", num_images=4, seed=5, steps=6)
+    again = pipe("a cat in a top hat", num_images=4, seed=5, steps=6, batch_size=3)
+    alone = pipe("a cat in a top hat", seed=7, steps=6)
+    mixed = pipe(["a dog", "an orange cat in a red crown", "a cat in a top hat"], seed=5, steps=6)
+    assert torch.allclose(four.tensors, again.tensors, atol=1e-3)
+    assert torch.allclose(four.tensors[2], alone.tensors[0], atol=1e-3)
+    assert torch.allclose(four.tensors[2], mixed.tensors[2], atol=1e-3)
+    assert (four.tensors[0] - four.tensors[1]).abs().mean() > 0.02
+    other = pipe("a cat in a top hat", num_images=4, seed=50, steps=6)
+    assert (four.tensors - other.tensors).abs().mean() > 0.02
+
+
+def test_images_are_pil_at_the_trained_size(pipe):
+    drawn = pipe("a fox in a crown", steps=2)
+    assert drawn.images[0].size == (64, 64)
+    assert drawn.tensors.shape == (1, 3, 64, 64)
+    assert drawn.tensors.abs().max() <= 1
+
+
+def test_unknown_words_are_named(pipe):
+    with pytest.warns(UserWarning, match="'zebra'"):
+        pipe("a zebra in a top hat", steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe("a cat in a top hat", steps=1)
+
+
+def test_every_sampler_runs_and_negative_prompts_change_the_picture(pipe):
+    plain = {
+        name: pipe("a bear in a cap", steps=4, seed=2, sampler=name).tensors for name in SAMPLERS
+    }
+    assert all(x.isfinite().all() for x in plain.values())
+    away = pipe("a bear in a cap", steps=4, seed=2, negative="a green background").tensors
+    assert (away - plain["dpmpp_2m"]).abs().mean() > 1e-3
+
+
+SAMPLERS = ("ddpm", "ddim", "heun", "dpmpp_2m")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"num_images": 0}, "num_images = 0"),
+        ({"steps": 0}, "steps = 0"),
+        ({"sampler": "euler"}, "unknown sampler 'euler'.*ddim"),
+        ({"size": (30, 30)}, r"\(1, 3, 30, 30\)|\(2, 3, 30, 30\)"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        md.TextToImage(tiny())("a cat", **arguments)
+
+
+def test_models_that_cannot_follow_a_prompt_are_refused():
+    with pytest.raises(ValueError, match="no text encoder"):
+        md.TextToImage(tiny(text=False))
+    with pytest.raises(ValueError, match="no prompt"):
+        md.TextToImage(tiny())([])
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "some/where/else"])
+def test_a_missing_model_is_one_clear_line(name):
+    with pytest.raises(FileNotFoundError, match=f"no model '{name}'.*critters") as error:
+        md.TextToImage.from_pretrained(name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_model_that_cannot_be_had_is_one_clear_line(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match=r"no model 'nobody/nothing'.*hub \(") as error:
+        md.TextToImage.from_pretrained("nobody/nothing")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_model_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json and model\.safetensors are missing"):
+        md.TextToImage.from_pretrained(tmp_path)
+
+
+def test_the_reader_reads_fresh_renders():
+    scores = reader_accuracy(AttributeReader.from_pretrained(), n=1024, seed=77)
+    assert scores["animal and hat"].value >= 0.99
+    assert scores["all attributes"].value >= 0.98
+
+
+def test_the_reader_can_say_no():
+    """A score that could not fail would prove nothing: wrong labels must read as wrong."""
+    reader = AttributeReader.from_pretrained()
+    rendering = md.data.Critters(128, split="all", seed=78).render(workers=1)
+    x = rendering.images.float() / 127.5 - 1
+    wrong = [rendering.critters[(i + 1) % 128] for i in range(128)]
+    assert accuracy(reader, x, wrong).value < 0.15
+    assert accuracy(reader, torch.randn_like(x), rendering.critters).value < 0.2
+
+
+def test_evaluation_scores_every_split(pipe):
+    scores = evaluate_critters(pipe, prompts=40, steps=4)
+    assert {"seen: animal and hat", "held-out: animal and hat"} <= set(scores)
+    for name, score in scores.items():
+        assert score.low <= score.value <= score.high, name
+    assert scores["seen: animal and hat"].n == 40
+    untrained = evaluate_critters(md.TextToImage(untrained_critters(pipe)), prompts=16, steps=2)
+    assert untrained["seen: animal and hat"].value < 0.3
+
+
+def untrained_critters(pipe: md.TextToImage) -> md.Diffusion:
+    net = md.UNet(width=32, multipliers=(1,), attention=(0,), condition_dim=pipe.model.text.dim)
+    return md.Diffusion(net, md.Cosine(), "x0", pipe.model.text, shape=(3, 64, 64))
+
+
+def test_evaluation_refuses_a_model_of_something_else():
+    with pytest.raises(ValueError, match="not a critters model"):
+        evaluate_critters(md.TextToImage(tiny()), prompts=2)
