@@ -511,6 +511,10 @@ class _Figure(Figure):
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         file = io.BytesIO()
         self.savefig(file, format="png", dpi=2 * self.dpi)
+        if not any(ax.images for ax in self.axes):  # 256 colours do: a third of the bytes
+            drawing = Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            file = io.BytesIO()
+            drawing.save(file, "PNG", optimize=True)
         width, height = (round(inches * self.dpi) for inches in self.get_size_inches())
         return file.getvalue(), {"width": width, "height": height}
 

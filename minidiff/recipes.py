@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from minidiff.data import Batches, Critters, captioned_folder, critters, fashion_mnist
@@ -147,7 +148,8 @@ def fit(
         raise FileExistsError(
             f"{output} holds a training run: add --resume, or choose another folder"
         )
-    start = saved_steps(output) if resume else 0
+    # Every process takes its share of the batches, so a step uses up one batch per process.
+    start = saved_steps(output) * PartialState().num_processes if resume else 0
     batches = Batches(recipe.images, recipe.caption, recipe.batch_size, seed=seed, start=start)
     steps = train(
         recipe.model, batches, recipe.steps,

@@ -178,8 +178,9 @@ class Sigmoid(Schedule):
             raise ValueError(f"tau = {self.tau:g} must be positive")
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = (1 / (1 + math.exp(-x / self.tau)) for x in (self.start, self.end))
-        s_t = torch.sigmoid((self.start + t * (self.end - self.start)) / self.tau)
+        # Both ends by the same expression as the middle, or rounding would leave a trace of data at t = 1.
+        ends = torch.stack([torch.zeros_like(t), torch.ones_like(t), t])
+        low, high, s_t = torch.sigmoid((self.start + ends * (self.end - self.start)) / self.tau)
         sigma = ((s_t - low) / (high - low)).clamp(0, 1)
         alpha = ((high - s_t) / (high - low)).clamp(0, 1)
         return alpha.sqrt(), sigma.sqrt()

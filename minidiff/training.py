@@ -328,9 +328,14 @@ class _TrainingState:
 
         self.model.load_state_dict(part("model"))
         self.ema.load_state_dict(part("ema"))
+        parameters = self.optimizer.param_groups[0]["params"]
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in part("optimizer").items():
             number, name = key.split(".")
+            if value.ndim:
+                # The fused optimizer walks through memory, so a moment must lie as its parameter does
+                # (channels last, say), not as the file has it.
+                value = torch.empty_like(parameters[int(number)]).copy_(value)
             moments.setdefault(int(number), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         return steps

@@ -99,7 +99,9 @@ def test_every_parameter_matters(name):
     net = perturbed(NETWORKS[name]())
     x, t = batch(name)
     (net(x, t, condition()) * randn(*x.shape, seed=9)).sum().backward()
-    idle = [key for key, p in net.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12]
+    idle = [
+        key for key, p in net.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12
+    ]
     assert not idle
 
 
@@ -205,7 +207,9 @@ def test_image_positions_are_sines_of_row_and_column():
     for k in range(4):
         frequency = 100 ** (-k / 3)
         for row, column in [(0, 0), (2, 4), (1, 3)]:
-            expected = [f(frequency * place) for place in (row, column) for f in (math.sin, math.cos)]
+            expected = [
+                f(frequency * place) for place in (row, column) for f in (math.sin, math.cos)
+            ]
             assert codes[row, column, k::4].tolist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -271,7 +275,11 @@ def test_no_condition_adds_nothing_to_the_embedding():
 @pytest.mark.parametrize(
     "name,shape,message",
     [
-        ("UNet", (1, 3, 4, 8), r"x has shape \(1, 3, 4, 8\): this network takes \(B, 2, H, W\) .* of 4"),
+        (
+            "UNet",
+            (1, 3, 4, 8),
+            r"x has shape \(1, 3, 4, 8\): this network takes \(B, 2, H, W\) .* of 4",
+        ),
         ("UNet", (1, 2, 4, 6), r"x has shape \(1, 2, 4, 6\): .* multiples of 4"),
         ("UNet", (2, 4, 8), r"x has shape \(2, 4, 8\)"),
         ("DiT", (1, 2, 4, 7), r"x has shape \(1, 2, 4, 7\): .* multiples of 2"),
@@ -308,10 +316,16 @@ def test_a_condition_is_not_ignored_in_silence(name):
     "make,message",
     [
         (lambda: md.UNet(width=40), "width = 40 is not a multiple of 32"),
-        (lambda: md.UNet(multipliers=(1, 2), attention=(2,)), r"attention = \(2,\) names a level outside"),
+        (
+            lambda: md.UNet(multipliers=(1, 2), attention=(2,)),
+            r"attention = \(2,\) names a level outside",
+        ),
         (lambda: md.DiT(width=100), "width = 100 is not a multiple of 64"),
         (lambda: Attention(48, None), "width = 48 is not a multiple of the head width 32"),
-        (lambda: md.Diffusion(md.MLP(), md.Flow(), "score"), "unknown target 'score': choose one of eps,"),
+        (
+            lambda: md.Diffusion(md.MLP(), md.Flow(), "score"),
+            "unknown target 'score': choose one of eps,",
+        ),
     ],
 )
 def test_bad_arguments_are_named(make, message):
@@ -447,7 +461,12 @@ def test_nothing_is_pickled(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("unpickled")
 
-    for module, name in [(torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")]:
+    for module, name in [
+        (torch, "load"),
+        (pickle, "load"),
+        (pickle, "loads"),
+        (pickle, "Unpickler"),
+    ]:
         monkeypatch.setattr(module, name, refuse)
     md.Diffusion.from_pretrained(tmp_path)
 
@@ -459,7 +478,9 @@ def test_a_failed_save_leaves_the_old_model(tmp_path):
     with full_disk(), pytest.raises(OSError, match="too large"):
         trained("MLP", md.Flow(), "flow").save_pretrained(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-    trained("MLP", md.Flow(), "flow").save_pretrained(tmp_path)  # replaces the model, keeps other files
+    trained("MLP", md.Flow(), "flow").save_pretrained(
+        tmp_path
+    )  # replaces the model, keeps other files
     assert md.Diffusion.from_pretrained(tmp_path).target == "flow"
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(before)
 
@@ -483,10 +504,14 @@ def test_a_network_from_elsewhere_cannot_be_described(tmp_path):
 
 
 def test_a_missing_model_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no model 'crittters': not a folder, not shipped") as error:
+    with pytest.raises(
+        FileNotFoundError, match="no model 'crittters': not a folder, not shipped"
+    ) as error:
         md.Diffusion.from_pretrained("crittters")
     assert "\n" not in str(error.value)
-    with pytest.raises(FileNotFoundError, match="holds no model: config.json and model.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match="holds no model: config.json and model.safetensors"
+    ):
         md.Diffusion.from_pretrained(tmp_path)
 
 

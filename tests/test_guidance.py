@@ -98,7 +98,9 @@ def test_one_condition_serves_all_samples():
         md.guide(Recorder(), condition(2), 2.0)(x(), LEVEL)
 
 
-@pytest.mark.parametrize("t,inside", [(0.1, False), (0.25, True), (0.5, True), (0.75, True), (0.9, False)])
+@pytest.mark.parametrize(
+    "t,inside", [(0.1, False), (0.25, True), (0.5, True), (0.75, True), (0.9, False)]
+)
 def test_guidance_acts_inside_its_interval(t, inside):
     """Outside, the condition is still followed, with scale 1 and one question."""
     c, recorder = condition(3), Recorder()

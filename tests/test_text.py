@@ -28,7 +28,9 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 
 def row(condition: md.Condition, i: int) -> md.Condition:
     """Caption i without its padding."""
-    return md.Condition(condition.tokens[i][condition.mask[i]], condition.mask[i], condition.pooled[i])
+    return md.Condition(
+        condition.tokens[i][condition.mask[i]], condition.mask[i], condition.pooled[i]
+    )
 
 
 # --- words -----------------------------------------------------------------------------------------
@@ -147,7 +149,9 @@ def test_an_unknown_word_is_ignored_as_the_warning_says(encoder):
 
 def test_what_does_not_fit_is_named(encoder):
     long = "a cat in a top hat, on a green background in a green hat"  # 15 tokens, of which 12 are read
-    with pytest.warns(UserWarning, match="only 12 tokens are read; ignored: 'a green hat'") as record:
+    with pytest.warns(
+        UserWarning, match="only 12 tokens are read; ignored: 'a green hat'"
+    ) as record:
         condition = encoder([long, "a cat"])
     assert len(record) == 1
     assert condition.mask.sum(1).tolist() == [12, 2]
@@ -209,7 +213,10 @@ def test_warnings_of_a_tokenizer_with_marks():
     [
         (lambda: md.TextEncoder.from_captions([]), "the captions hold no word"),
         (lambda: md.TextEncoder.from_captions(["", "  "]), "the captions hold no word"),
-        (lambda: md.TextEncoder.from_captions(["a cat"], dim=40), "dim = 40 is not a multiple of 32"),
+        (
+            lambda: md.TextEncoder.from_captions(["a cat"], dim=40),
+            "dim = 40 is not a multiple of 32",
+        ),
     ],
 )
 def test_bad_arguments_are_named(make, message):
@@ -243,7 +250,9 @@ def test_text_model_round_trip(tmp_path):
         assert torch.equal(part, other)
     assert torch.equal(model.denoise(x, level, captions).x0, again.denoise(x, level, captions).x0)
     assert again.text.max_length == 12
-    with pytest.warns(UserWarning, match="'zebra'"):  # the loaded tokenizer still knows what it knows
+    with pytest.warns(
+        UserWarning, match="'zebra'"
+    ):  # the loaded tokenizer still knows what it knows
         again.encode(["a zebra"])
     with pytest.warns(UserWarning, match="only 12 tokens"):
         again.encode(["a cat " * 10])

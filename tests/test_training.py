@@ -133,7 +133,9 @@ def weights(schedule: md.Schedule, target: str, weighting: object) -> tuple[Tens
         model = Guess(schedule, target, guess=torch.zeros_like, offset=1.0)
         found.append(md.loss(model, x0, weighting=weighting, generator=generator(seed)))  # type: ignore[arg-type]
         levels.append(model.level)
-    return torch.stack(found), md.NoiseLevel(*(torch.cat(part) for part in zip(*levels, strict=True)))
+    return torch.stack(found), md.NoiseLevel(
+        *(torch.cat(part) for part in zip(*levels, strict=True))
+    )
 
 
 @pytest.mark.parametrize("name", VARIANCE_PRESERVING)
@@ -170,11 +172,15 @@ def test_plain_errors_of_eps_and_v_are_weighted_errors_of_x0(name, target, weigh
 
 def test_snr_plus_one_is_capped():
     found, level = weights(md.Cosine(), "x0", "snr_plus_one")
-    torch.testing.assert_close(found.double(), (1 / level.sigma**2).clamp(max=50), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        found.double(), (1 / level.sigma**2).clamp(max=50), rtol=1e-4, atol=0
+    )
 
 
 def test_unknown_weighting_is_named():
-    with pytest.raises(ValueError, match="unknown weighting 'p2': choose one of simple, snr, min_snr"):
+    with pytest.raises(
+        ValueError, match="unknown weighting 'p2': choose one of simple, snr, min_snr"
+    ):
         md.loss(Guess(md.Cosine()), data(), weighting="p2")
 
 
@@ -191,7 +197,9 @@ def test_conditions_are_dropped_sample_by_sample():
     # Independent of each other and of t: neighbours are dropped together no more than by chance.
     pairs = int((model.drop[1:] & model.drop[:-1]).sum())  # 40 ± 6.6
     assert abs(pairs - 40) < 5 * 6.6
-    assert abs(torch.corrcoef(torch.stack([model.drop.double(), model.level.t]))[0, 1]) < 5 / 4000**0.5
+    assert (
+        abs(torch.corrcoef(torch.stack([model.drop.double(), model.level.t]))[0, 1]) < 5 / 4000**0.5
+    )
 
 
 @pytest.mark.parametrize("chance,dropped", [(0.0, 0), (1.0, 64)])
@@ -238,7 +246,9 @@ def test_ema_is_the_closed_form_with_warm_up():
         expected = decay * expected + (1 - decay) * value
         assert ema.module.weight.item() == pytest.approx(expected, rel=1e-4)
     assert ema.module.running_mean.item() == 80
-    assert min((1 + n) / (10 + n) for n in (8, 9, 10)) >= 0.5 > (1 + 7) / (10 + 7)  # both regimes were seen
+    assert (
+        min((1 + n) / (10 + n) for n in (8, 9, 10)) >= 0.5 > (1 + 7) / (10 + 7)
+    )  # both regimes were seen
     assert not ema.module.training
     assert not any(p.requires_grad for p in ema.module.parameters())
 
@@ -275,7 +285,7 @@ def test_training_reaches_the_floor_that_the_oracle_sets():
             yield mean + std * torch.randn(256, 2, generator=draws)
 
     model = fresh()
-    for step in md.train(model, batches(), 500, lr=4e-3, ema_decay=0.99, precision="fp32"):  # noqa: B007
+    for step in md.train(model, batches(), 500, lr=4e-3, ema_decay=0.99, precision="fp32"):
         pass
     level = md.Cosine()((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
     kept = (level.alpha * std) ** 2
@@ -300,7 +310,7 @@ def test_a_fixed_list_of_batches_is_learnt_at_every_time():
     If a place in the batch had its own times, the guess would be the sample at the first places."""
     x0 = torch.cat([torch.full((32, 2), -1.0), torch.full((32, 2), 1.0)])
     model = fresh("x0")
-    for step in md.train(model, [x0], 250, lr=4e-3, ema_decay=0.98, precision="fp32"):  # noqa: B007
+    for step in md.train(model, [x0], 250, lr=4e-3, ema_decay=0.98, precision="fp32"):
         pass
     guess = step.ema.denoise(torch.zeros(1, 2), md.Cosine()(0.97)).x0
     assert guess.abs().max() < 0.3
@@ -313,7 +323,7 @@ def test_a_condition_is_learnt():
     x0 = torch.tensor([[-1.0, -1.0], [1.0, 1.0]]).repeat(64, 1)
     both = md.Condition(*(part.repeat(64, *[1] * (part.ndim - 1)) for part in c))
     model = fresh("x0", condition_dim=4)
-    for step in md.train(  # noqa: B007
+    for step in md.train(
         model, [(x0, both)], 250, lr=4e-3, ema_decay=0.98, condition_dropout=0.3, precision="fp32"
     ):
         pass
@@ -326,7 +336,9 @@ def test_a_condition_is_learnt():
 # --- train: what each step does --------------------------------------------------------------------
 
 
-def short(model: md.Diffusion, steps: int = 6, batches: object = None, **kwargs: object) -> list[md.Step]:
+def short(
+    model: md.Diffusion, steps: int = 6, batches: object = None, **kwargs: object
+) -> list[md.Step]:
     settings = {"precision": "fp32", "warmup": 2, "lr": 0.01, **kwargs}
     return list(md.train(model, batches or [data(8, 2).float()], steps, **settings))  # type: ignore[arg-type]
 
@@ -362,12 +374,16 @@ def test_long_gradients_are_scaled_down():
         next(md.train(model, [data(8, 2).float()], 1, max_grad_norm=limit, precision="fp32"))
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     assert gradients[0].norm() > 0.01
-    torch.testing.assert_close(gradients[1], gradients[0] * 1e-3 / gradients[0].norm(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        gradients[1], gradients[0] * 1e-3 / gradients[0].norm(), rtol=1e-3, atol=0
+    )
 
 
 def test_the_averaged_model_follows_each_step():
     model, expected = fresh(), torch.zeros(())
-    for step in md.train(model, [data(8, 2).float()], 12, ema_decay=0.6, warmup=2, precision="fp32"):
+    for step in md.train(
+        model, [data(8, 2).float()], 12, ema_decay=0.6, warmup=2, precision="fp32"
+    ):
         n = step.index
         decay = 0.0 if n == 0 else min(0.6, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weights_of(model)
@@ -386,7 +402,9 @@ def test_stopping_early_leaves_the_model_ready_to_sample():
 
 def test_the_seed_decides_the_run():
     runs = [fresh() for _ in range(3)]
-    losses = [[s.loss for s in short(model, seed=s)] for model, s in zip(runs, (1, 1, 2), strict=True)]
+    losses = [
+        [s.loss for s in short(model, seed=s)] for model, s in zip(runs, (1, 1, 2), strict=True)
+    ]
     assert losses[0] == losses[1] != losses[2]
     assert torch.equal(weights_of(runs[0]), weights_of(runs[1]))
 
@@ -411,7 +429,9 @@ def test_auto_precision_asks_the_hardware(monkeypatch):
     for answer, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(training, "has_bf16", lambda device, answer=answer: answer)
         model, seen = fresh(), set()
-        model.net.last.register_forward_hook(lambda module, args, out, seen=seen: seen.add(out.dtype))
+        model.net.last.register_forward_hook(
+            lambda module, args, out, seen=seen: seen.add(out.dtype)
+        )
         short(model, 1, precision="auto")
         assert seen == {dtype}
 
@@ -533,7 +553,13 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(stop, tmp_path):
     x = data(7 * 8, 2).float().reshape(7, 8, 2)
     c = md.Condition(data(8, 3, 4).float(), torch.ones(8, 3).bool(), data(8, 4).float())
     batches = [(part, c) for part in x]
-    settings = {"precision": "fp32", "warmup": 3, "lr": 0.01, "ema_decay": 0.9, "condition_dropout": 0.5}
+    settings = {
+        "precision": "fp32",
+        "warmup": 3,
+        "lr": 0.01,
+        "ema_decay": 0.9,
+        "condition_dropout": 0.5,
+    }
     whole = fresh(condition_dim=4)
     *_, last = md.train(whole, batches, 7, **settings)  # type: ignore[arg-type]
 
@@ -565,7 +591,9 @@ def test_a_failed_save_leaves_the_old_state(tmp_path):
 
 
 def test_nothing_to_resume_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing to resume: .*training.safetensors does not exist"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nothing to resume: .*training.safetensors does not exist"
+    ):
         short(fresh(), resume=tmp_path)
 
 
@@ -640,7 +668,11 @@ def test_two_processes_train_one_model(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(textwrap.dedent(WORKER))
     library = str(Path(md.__file__).parents[1])
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": library}
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": library,
+    }
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          str(script), str(tmp_path)],
