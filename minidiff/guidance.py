@@ -1,6 +1,7 @@
 """Guidance: denoisers made from denoisers (chapter 6)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +11,10 @@ from minidiff.forward import NoiseLevel, Prediction
 
 
 def guide(
-    denoise: Callable[[Tensor, NoiseLevel, Condition | None], Prediction],
-    condition: Condition,
+    denoise: Callable[[Tensor, NoiseLevel, Any], Prediction],
+    condition: Any,
     scale: float = 3.0,
-    negative: Condition | None = None,
+    negative: Any = None,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Denoiser:
     """Classifier-free guidance (Ho & Salimans 2022): go further towards what the condition asks for.
@@ -28,7 +29,8 @@ def guide(
 
     Args:
         denoise: ``model.denoise``, or anything with its arguments ``(x_t, level, condition)``.
-        condition: what to show, one for all samples or one per sample.
+        condition: what to show: a :class:`~minidiff.denoiser.Condition`, one for all samples or one per
+            sample. Anything else is passed on as it is, for denoisers with conditions of their own.
         scale: strength, usually 1 to 7.
         negative: what to go away from; None for "anything", the unconditional model.
         interval: times (low, high) in [0, 1] between which guidance acts (Kynkäänniemi et al. 2024).
