@@ -19,6 +19,7 @@ from minidiff.data import reader as readers
 from minidiff.evaluation import evaluate_critters, reader_accuracy
 from minidiff.pipeline import TextToImage
 from minidiff.plots import save_grid
+from minidiff.training import processes
 
 app = typer.Typer(
     help="Small diffusion models: draw with one, train one, measure one.",
@@ -87,18 +88,16 @@ def train(
         raise ValueError(
             f"nothing to train: {what!r} is no recipe (critters, fashion-mnist) and no folder"
         )
-    for note in recipe.notes:
-        typer.echo(note, err=True)
     if steps is not None:
         recipe.steps = steps
-    parameters = sum(p.numel() for p in recipe.model.parameters())
-    typer.echo(
-        f"{len(recipe.images)} images, {parameters / 1e6:.1f} M parameters, {recipe.steps} steps",
-        err=True,
-    )
+    for note in recipe.notes:
+        say(note)
+    parameters = sum(p.numel() for p in recipe.model.parameters()) / 1e6
+    say(f"{len(recipe.images)} images, {parameters:.1f} M parameters, {recipe.steps} steps")
     fitting = recipes.fit(recipe, output, seed=seed, resume=resume, sample_every=sample_every)
     started = time.monotonic()
-    bar = tqdm(total=recipe.steps, unit="step", desc=what if "/" not in what else Path(what).name)
+    quiet = not processes().is_main_process
+    bar = tqdm(total=recipe.steps, unit="step", desc=Path(what).name, disable=quiet)
     mean = None
     try:
         for step in fitting:
@@ -107,13 +106,10 @@ def train(
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
     except KeyboardInterrupt:
         bar.close()
-        typer.echo(
-            f"stopped and saved; go on with: minidiff train {what} --output {output} --resume",
-            err=True,
-        )
+        say("stopped and saved; the same command with --resume goes on from here")
         raise typer.Exit(130) from None
     bar.close()
-    typer.echo(f"{output}  ({time.monotonic() - started:.0f} s)")
+    say(f"{output}  ({time.monotonic() - started:.0f} s)")
 
 
 def train_reader(output: Path, steps: int | None, seed: int) -> None:
@@ -152,6 +148,12 @@ def evaluate(
         typer.echo(f"{name:36} {score}")
     if output is not None:
         write_json({name: {**score._asdict()} for name, score in scores.items()}, output)
+
+
+def say(text: str) -> None:
+    """Print on standard error, once, however many processes run."""
+    if processes().is_main_process:
+        typer.echo(text, err=True)
 
 
 def check_image_name(path: Path) -> None:

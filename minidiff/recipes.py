@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from minidiff.data import Batches, Critters, captioned_folder, critters, fashion_mnist
@@ -24,7 +23,7 @@ from minidiff.pipeline import TextToImage
 from minidiff.plots import save_grid
 from minidiff.schedule import Cosine
 from minidiff.text import TextEncoder
-from minidiff.training import Step, saved_steps, train
+from minidiff.training import Step, processes, saved_steps, train
 
 
 @dataclass
@@ -149,7 +148,7 @@ def fit(
             f"{output} holds a training run: add --resume, or choose another folder"
         )
     # Every process takes its share of the batches, so a step uses up one batch per process.
-    start = saved_steps(output) * PartialState().num_processes if resume else 0
+    start = saved_steps(output) * processes().num_processes if resume else 0
     batches = Batches(recipe.images, recipe.caption, recipe.batch_size, seed=seed, start=start)
     steps = train(
         recipe.model, batches, recipe.steps,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -231,7 +231,7 @@ def train(
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: train for at least 1")
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=processes().device.type == "cpu")
     device, rank = accelerator.device, accelerator.process_index
     model.to(device).train()
     optimizer = torch.optim.AdamW(
@@ -352,6 +352,15 @@ def saved_steps(folder: str | os.PathLike[str]) -> int:
         raise FileNotFoundError(f"nothing to resume: {file} does not exist")
     with safe_open(file, framework="pt") as handle:
         return int(json.loads(handle.metadata()["training"])["steps"])
+
+
+def processes() -> PartialState:
+    """Which device this process has, and which of how many it is, as ``accelerate`` sees it.
+
+    Without an accelerator it must be told to use the CPU, or it takes each process of ``torchrun`` for
+    one that runs alone.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -54,6 +54,7 @@ def test_sample_gives_the_same_file_every_time(minidiff, tmp_path):
         assert picture.height == 4 * 64 or picture.height > 4 * 64
 
 
+@pytest.mark.filterwarnings("always")
 def test_sample_names_unknown_words(minidiff, tmp_path):
     code, _, err = minidiff(
         "sample", "a zebra in a top hat", "--steps", 1, "-o", tmp_path / "z.png"

@@ -162,7 +162,7 @@ def test_fit_writes_a_model_samples_and_a_state(folder, tmp_path):
     ]
     pipe = md.TextToImage.from_pretrained(out)
     assert pipe("a red square", steps=2).images[0].size == (16, 16)
-    assert not [p for p in out.rglob(".*")]  # nothing half-written is left
+    assert not list(out.rglob(".*"))  # nothing half-written is left
     with pytest.raises(FileExistsError, match="--resume"):
         next(recipes.fit(tiny_recipe(folder), out))
 
@@ -170,13 +170,17 @@ def test_fit_writes_a_model_samples_and_a_state(folder, tmp_path):
 def test_interrupted_and_resumed_equals_uninterrupted(folder, tmp_path):
     for _ in recipes.fit(tiny_recipe(folder), tmp_path / "whole"):
         pass
-    done = []
+    done: list[int] = []
     fitting = recipes.fit(tiny_recipe(folder), tmp_path / "parts")
-    with pytest.raises(KeyboardInterrupt):
+
+    def follow() -> None:
         for step in fitting:
             done.append(step.index)
             if step.index == 2:
                 signal.raise_signal(signal.SIGINT)  # what Ctrl-C does
+
+    with pytest.raises(KeyboardInterrupt):
+        follow()
     assert done == [0, 1, 2]
     assert saved_steps(tmp_path / "parts") == 4  # the step in progress was finished and saved
     for step in recipes.fit(tiny_recipe(folder), tmp_path / "parts", resume=True):

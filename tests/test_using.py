@@ -10,7 +10,9 @@ import typer.main
 from minidiff.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path.name: path.read_text() for path in [*(ROOT / "book").glob("*.md"), ROOT / "README.md"]}
+PAGES = {
+    path.name: path.read_text() for path in [*(ROOT / "book").glob("*.md"), ROOT / "README.md"]
+}
 
 
 def blocks(text: str, language: str) -> list[str]:
