@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -548,28 +549,35 @@ def test_a_frozen_model_says_so(tmp_path):
 # --- resume ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["MLP", "UNet"])
 @pytest.mark.parametrize("stop", [1, 4])
-def test_a_resumed_run_goes_on_as_if_nothing_had_happened(stop, tmp_path):
-    x = data(7 * 8, 2).float().reshape(7, 8, 2)
+def test_a_resumed_run_goes_on_as_if_nothing_had_happened(name, stop, tmp_path):
+    """To the bit. The U-Net's weights lie in memory otherwise (channels last) than in the file."""
+
+    def fresh(seed: int) -> md.Diffusion:
+        torch.manual_seed(seed)
+        net: nn.Module = md.MLP(16, 32, 2, condition_dim=4)
+        if name == "UNet":
+            net = md.UNet(1, 32, (1,), patch=1, attention=(0,), condition_dim=4)
+        return md.Diffusion(net, md.Cosine(), "v")
+
+    x = data(7, 8, 16).float().reshape(7, 8, *((16,) if name == "MLP" else (1, 4, 4)))
     c = md.Condition(data(8, 3, 4).float(), torch.ones(8, 3).bool(), data(8, 4).float())
     batches = [(part, c) for part in x]
-    settings = {
-        "precision": "fp32",
-        "warmup": 3,
-        "lr": 0.01,
-        "ema_decay": 0.9,
-        "condition_dropout": 0.5,
-    }
-    whole = fresh(condition_dim=4)
-    *_, last = md.train(whole, batches, 7, **settings)  # type: ignore[arg-type]
+    settings = {"warmup": 3, "lr": 0.01, "ema_decay": 0.9, "condition_dropout": 0.5}
 
-    for step in md.train(fresh(condition_dim=4), batches, 7, **settings):  # type: ignore[arg-type]
+    def run(model: md.Diffusion, batches: list, resume: Path | None = None) -> Iterator[md.Step]:
+        return md.train(model, batches, 7, precision="fp32", resume=resume, **settings)  # type: ignore[arg-type]
+
+    whole = fresh(3)
+    *_, last = run(whole, batches)
+    for step in run(fresh(3), batches):
         if step.index + 1 == stop:
             step.save(tmp_path)
             break
     assert saved_steps(tmp_path) == stop
-    again = fresh(condition_dim=4, seed=99)  # other first weights: all must come from the file
-    resumed = list(md.train(again, batches[stop:], 7, resume=tmp_path, **settings))  # type: ignore[arg-type]
+    again = fresh(99)  # other first weights: all must come from the file
+    resumed = list(run(again, batches[stop:], tmp_path))
     assert [step.index for step in resumed] == list(range(stop, 7))
     assert torch.equal(weights_of(again), weights_of(whole))
     assert torch.equal(weights_of(resumed[-1].ema), weights_of(last.ema))
