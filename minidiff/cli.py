@@ -114,7 +114,7 @@ def train(
 
 def train_reader(output: Path, steps: int | None, seed: int) -> None:
     """Train the attribute reader and save it with its accuracy on fresh renders."""
-    steps = 2000 if steps is None else steps
+    steps = 1500 if steps is None else steps
     reader = readers.AttributeReader()
     for loss in (
         bar := tqdm(readers.train_reader(reader, steps, seed=seed), total=steps, unit="step")

@@ -1,5 +1,6 @@
 """The shipped model, and the pipeline around it."""
 
+import json
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ from minidiff.data import AttributeReader
 from minidiff.data.critters import Critter
 from minidiff.denoiser.diffusion import SHIPPED
 from minidiff.evaluation import accuracy, evaluate_critters, reader_accuracy
+from minidiff.metrics import Interval
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,13 @@ def test_shipped_files_are_small_and_hold_no_pickle():
     for path in files:
         assert path.suffix in {".json", ".safetensors", ".md"}, path
         assert path.stat().st_size <= 16e6, path
+
+
+def test_the_model_card_quotes_the_scores_that_were_measured():
+    scores = json.loads((SHIPPED / "critters" / "scores.json").read_text())
+    card = (SHIPPED / "critters" / "README.md").read_text()
+    for name, score in scores.items():
+        assert f"| {name} | {Interval(**score)} |" in card
 
 
 def test_shipped_model_draws_cats_in_top_hats_which_training_never_showed(pipe):
