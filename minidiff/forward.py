@@ -139,6 +139,9 @@ def transition(x_s: Tensor, level_s: NoiseLevel, level_t: NoiseLevel) -> Gaussia
 
     Returns:
         Gaussian with mean shaped like ``x_s``.
+
+    Raises:
+        ValueError: ``level_t`` is less noisy than ``level_s``.
     """
     scale, std = _step(level_s, level_t)
     return Gaussian(broadcast(scale, x_s) * x_s, broadcast(std, x_s))
@@ -157,6 +160,9 @@ def posterior(x_t: Tensor, x0: Tensor, level_t: NoiseLevel, level_s: NoiseLevel)
 
     Returns:
         Gaussian over x_s with mean shaped like ``x_t``.
+
+    Raises:
+        ValueError: ``level_s`` is noisier than ``level_t``.
     """
     scale, std = _step(level_s, level_t)
     from_x_t = scale * (level_s.sigma / level_t.sigma) ** 2
@@ -177,6 +183,10 @@ def _step(level_s: NoiseLevel, level_t: NoiseLevel) -> tuple[Tensor, Tensor]:
     The variance sigma_t² - (alpha_t/alpha_s)² sigma_s² is a difference of nearly equal numbers when the
     levels are close; written with log-SNRs nothing cancels.
     """
+    wrong = (level_t.log_snr > level_s.log_snr).reshape(-1)
+    if bool(wrong.any()):
+        s, t = (level.t.expand(wrong.shape)[wrong][0].item() for level in (level_s, level_t))
+        raise ValueError(f"from t = {s:g} to t = {t:g} noise falls: swap the two levels")
     scale = level_t.alpha / level_s.alpha
     std = level_t.sigma * (-torch.expm1(level_t.log_snr - level_s.log_snr)).sqrt()
     return scale, std

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minidiff.denoiser import Condition, Denoiser
-from minidiff.forward import NoiseLevel, Prediction
+from minidiff.forward import NoiseLevel, Prediction, broadcast
 
 
 def guide(
@@ -46,7 +46,8 @@ def guide(
         raise ValueError(f"interval = {interval}: give two times with 0 <= low <= high <= 1")
 
     def guided(x_t: Tensor, level: NoiseLevel) -> Prediction:
-        if scale == 1 or not low <= float(level.t) <= high:
+        inside = (level.t >= low) & (level.t <= high)  # () or (B,)
+        if scale == 1 or not bool(inside.any()):
             return denoise(x_t, level, condition)
         if isinstance(condition, Condition) and isinstance(negative, Condition | None):
             asked = condition.expand(len(x_t))
@@ -54,13 +55,17 @@ def guide(
                 other = asked.drop(torch.ones_like(asked.mask[:, 0]))
             else:
                 other = negative.expand(len(x_t))
-            both = denoise(torch.cat([x_t, x_t]), level, Condition.cat([asked, other]))
+            twice = level if level.t.ndim == 0 else NoiseLevel(*(v.repeat(2) for v in level))
+            both = denoise(torch.cat([x_t, x_t]), twice, Condition.cat([asked, other]))
             (x0, x0_other), (eps, eps_other) = (part.chunk(2) for part in both)
         else:  # a condition of the caller's own kind cannot be joined into one batch
             (x0, eps), (x0_other, eps_other) = (
                 denoise(x_t, level, c) for c in (condition, negative)
             )
-        return Prediction(torch.lerp(x0_other, x0, scale), torch.lerp(eps_other, eps, scale))
+        strength = broadcast(torch.where(inside, scale, 1.0), x_t)
+        return Prediction(
+            x0_other + strength * (x0 - x0_other), eps_other + strength * (eps - eps_other)
+        )
 
     return guided
 

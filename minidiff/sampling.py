@@ -19,6 +19,7 @@ Noise comes from generators on the CPU, so a seed means the same on every device
 sample makes a sample independent of the batch it is drawn in.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -86,7 +87,16 @@ def noise(
 
     Returns:
         (B, ...) float64 (float32 on MPS).
+
+    Warns:
+        UserWarning: alpha is more than a tenth of sigma at this level.
     """
+    if level.alpha > 0.1 * level.sigma:
+        warnings.warn(
+            f"alpha = {level.alpha:.2g} at the first level, t = {level.t:g}: samples there still hold data, "
+            "so pure noise is a wrong start; use a schedule that ends in noise",
+            stacklevel=2,
+        )
     kind = torch.float32 if torch.device(device).type == "mps" else torch.float64
     return level.sigma.item() * randn_like(
         torch.empty(*shape, dtype=kind, device=device), generator

@@ -40,7 +40,8 @@ class Schedule:
         Raises:
             ValueError: a time lies outside [0, 1] or is not a number.
         """
-        t = torch.as_tensor(t)
+        if not isinstance(t, Tensor):
+            t = torch.tensor(t, dtype=torch.float64)  # a Python float must not pass through float32
         t = t.to(torch.float32 if t.device.type == "mps" else torch.float64)
         if not bool(((t >= 0) & (t <= 1)).all()):
             bad = t.reshape(-1)[~((t >= 0) & (t <= 1)).reshape(-1)][0].item()
@@ -146,7 +147,7 @@ class Cosine(Schedule):
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         u0 = self.offset / (1 + self.offset) * math.pi / 2
         shift = t / (1 + self.offset) * math.pi / 2  # u - u0
-        alpha = (u0 + shift).cos() / math.cos(u0)
+        alpha = ((u0 + shift).cos() / math.cos(u0)).clamp(min=0)  # rounding may pass pi/2
         # 1 - alpha² as a product of sines: exact, where the difference would cancel near t = 0.
         sigma = (shift.sin() * (2 * u0 + shift).sin()).sqrt() / math.cos(u0)
         return alpha, sigma
@@ -178,11 +179,15 @@ class Sigmoid(Schedule):
             raise ValueError(f"tau = {self.tau:g} must be positive")
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        # Both ends by the same expression as the middle, or rounding would leave a trace of data at t = 1.
-        ends = torch.stack([torch.zeros_like(t), torch.ones_like(t), t])
-        low, high, s_t = torch.sigmoid((self.start + ends * (self.end - self.start)) / self.tau)
-        sigma = ((s_t - low) / (high - low)).clamp(0, 1)
-        alpha = ((high - s_t) / (high - low)).clamp(0, 1)
+        # S(b) - S(a) = S(b) S(-a) (1 - exp(a - b)): a product, where the difference would cancel.
+        whole = (self.end - self.start) / self.tau
+        first, here, last = (self.start / self.tau + u * whole for u in (0 * t, t, 0 * t + 1))
+        sigma = torch.sigmoid(here) * torch.expm1(-t * whole) / torch.sigmoid(last)
+        alpha = torch.sigmoid(-here) * torch.expm1(t * whole - whole) / torch.sigmoid(-first)
+        alpha, sigma = (
+            (alpha / math.expm1(-whole)).abs(),
+            (sigma / math.expm1(-whole)).abs(),
+        )  # no -0
         return alpha.sqrt(), sigma.sqrt()
 
 

@@ -110,18 +110,23 @@ class TextEncoder(nn.Module):
             raise ValueError(f"captions = {captions!r} is one string: give a list of them")
         batch = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.max_length,
-            return_tensors="pt", return_token_type_ids=False,
+            return_tensors="pt", return_token_type_ids=False, return_offsets_mapping=True,
         )  # fmt: skip
-        mask: Tensor = batch["attention_mask"].bool()  # (B, T)
-        ids: Tensor = batch["input_ids"].long()
-        if mask.shape[1] == self.max_length or bool((ids == self.tokenizer.unk_token_id).any()):
-            self._warn(captions)
-        spoken = torch.tensor([bool(caption.strip()) for caption in captions])
-        mask = (
-            mask & spoken[:, None]
-        )  # an encoder of its own may put start and end marks around nothing
-        if mask.shape[1] == 0:  # nothing but empty captions
-            mask, ids = mask.new_zeros(len(captions), 1), ids.new_zeros(len(captions), 1)
+        ids: Tensor = batch["input_ids"].long()  # (B, T)
+        if ids.shape[1]:
+            spans: Tensor = batch[
+                "offset_mapping"
+            ]  # (B, T, 2): where in the caption a token stands
+            written = spans[:, :, 1] > spans[:, :, 0]  # not padding, nor a start or end mark
+            unknown_id = self.tokenizer.unk_token_id
+            unknown = written & (ids == (-1 if unknown_id is None else unknown_id))
+            self._warn(captions, spans, unknown)
+            # What was never trained is not read; and marks around nothing are nothing.
+            said = (written & ~unknown).any(dim=1, keepdim=True)
+            mask = batch["attention_mask"].bool() & ~unknown & said
+        else:  # nothing but empty captions
+            ids = ids.new_zeros(len(captions), 1)
+            mask = torch.zeros_like(ids, dtype=torch.bool)
         device = next(self.model.parameters()).device
         mask, ids = mask.to(device), ids.to(device)
         visible = mask | ~mask.any(dim=1, keepdim=True)  # a softmax over nothing would be nan
@@ -131,25 +136,24 @@ class TextEncoder(nn.Module):
         pooled = (tokens * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return Condition(tokens, mask, pooled)
 
-    def _warn(self, captions: Sequence[str]) -> None:
-        """Name the words that are not known and the end of captions that is cut."""
-        encoded = self.tokenizer(list(captions), return_offsets_mapping=True, verbose=False)
-        unknown: dict[str, None] = {}  # a set that keeps the order
-        for caption, ids, spans in zip(
-            captions, encoded["input_ids"], encoded["offset_mapping"], strict=True
-        ):
-            for token, (start, end) in zip(ids, spans, strict=True):
-                if token == self.tokenizer.unk_token_id:
-                    unknown[caption[start:end]] = None
-            if len(ids) > self.max_length:
-                lost = caption[spans[self.max_length][0] :]
+    def _warn(self, captions: Sequence[str], spans: Tensor, unknown: Tensor) -> None:
+        """Name the words that are not known, and the end of captions that is cut."""
+        if unknown.any():
+            places = [(i, *spans[i, j].tolist()) for i, j in unknown.nonzero().tolist()]
+            words = dict.fromkeys(repr(captions[i][start:end]) for i, start, end in places)
+            warnings.warn(
+                f"not in the vocabulary of this model, ignored: {', '.join(words)}", stacklevel=3
+            )
+        if spans.shape[1] < self.max_length:
+            return
+        whole = self.tokenizer(list(captions), verbose=False)["input_ids"]
+        for caption, tokens, span in zip(captions, whole, spans, strict=True):
+            if len(tokens) > self.max_length:
+                lost = caption[int(span[:, 1].max()) :].strip()
                 lost = lost if len(lost) <= 60 else lost[:57] + "..."
                 warnings.warn(
-                    f"only {self.max_length} tokens are read; ignored: {lost!r}", stacklevel=2
+                    f"only {self.max_length} tokens are read; ignored: {lost!r}", stacklevel=3
                 )
-        if unknown:
-            words = ", ".join(repr(word) for word in unknown)
-            warnings.warn(f"not in the vocabulary of this model, ignored: {words}", stacklevel=2)
 
     def config(self) -> dict[str, Any]:
         """What config.json needs to rebuild the encoder around its weights."""
@@ -167,7 +171,7 @@ class TextEncoder(nn.Module):
         """The encoder that :meth:`config` described, with the tokenizer in ``folder``, untrained."""
         settings = dict(config["model"])
         model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        model = AutoModel.from_config(model_config)
+        model = AutoModel.from_config(model_config, attn_implementation="eager")
         if hasattr(model, "pooler"):
             model.pooler = None  # the pooled vector is the mean of the tokens
         tokenizer = AutoTokenizer.from_pretrained(Path(folder))

@@ -70,7 +70,9 @@ def stratified_times(n: int, generator: torch.Generator | None, device: torch.de
     """
     kind = torch.float32 if device.type == "mps" else torch.float64
     shift = torch.rand(1, generator=generator, device=device, dtype=kind)
-    return 1 - (shift + torch.arange(n, device=device, dtype=kind)) / n
+    # Shuffled: a data set that comes in the same order every time must not tie times to samples.
+    stratum = torch.randperm(n, generator=generator, device=device)
+    return 1 - (shift + stratum) / n
 
 
 def loss(

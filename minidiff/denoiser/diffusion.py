@@ -188,16 +188,17 @@ class Diffusion(nn.Module):
             config = json.loads((folder / "config.json").read_text())
             net, schedule = dict(config["net"]), schedule_from_config(config["schedule"])
             network = NETWORKS[net.pop("name")](**net)
+            target, shape, encoder = config["target"], config["shape"], config["text"]
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{folder / 'config.json'} is not a minidiff model: {error}"
             ) from error
         text = None
-        if config["text"] is not None:
+        if encoder is not None:
             from minidiff.text import TextEncoder  # a later chapter, needed by text models alone
 
-            text = TextEncoder.from_config(config["text"], folder)
-        model = cls(network, schedule, config["target"], text, config["shape"])
+            text = TextEncoder.from_config(encoder, folder)
+        model = cls(network, schedule, target, text, shape)
         state = load_file(folder / "model.safetensors")
         model.load_state_dict({key: _float32(value) for key, value in state.items()})
         return model.to(device or "cpu").eval().requires_grad_(False)

@@ -83,7 +83,14 @@ class Embedding(nn.Module):
     def forward(self, t: Tensor, condition: Condition | None) -> Tensor:
         angles = t[:, None].float() * self.frequencies  # (B, 32)
         embedding = self.time(torch.cat([angles.sin(), angles.cos()], dim=1))  # (B, width)
-        if condition is not None and self.pooled is not None:
+        if condition is not None:
+            if self.pooled is None:
+                raise ValueError("this network takes no condition: give it a condition_dim")
+            wide, made_for = condition.pooled.shape[1], self.pooled.in_features
+            if wide != made_for:
+                raise ValueError(
+                    f"the condition is {wide} wide, the network's condition_dim is {made_for}"
+                )
             embedding = embedding + self.pooled(condition.pooled)
         return F.silu(embedding)
 
