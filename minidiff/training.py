@@ -105,6 +105,10 @@ def loss(
     Raises:
         ValueError: the weighting is unknown.
     """
+    if not 0 <= condition_dropout <= 1:
+        raise ValueError(
+            f"condition_dropout = {condition_dropout:g} is a chance: give it in [0, 1]"
+        )
     if isinstance(weighting, str) and weighting not in WEIGHTINGS:
         raise ValueError(f"unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}")
     level = model.schedule(stratified_times(len(x0), generator, x0.device))
@@ -233,11 +237,25 @@ def train(
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: train for at least 1")
+    for name, value in (("lr", lr), ("max_grad_norm", max_grad_norm)):
+        if not value > 0:
+            raise ValueError(f"{name} = {value:g}: it must be positive")
+    if warmup < 0:
+        raise ValueError(f"warmup = {warmup}: give a number of steps, 0 for none")
+    if not 0 <= decay_from <= 1:
+        raise ValueError(f"decay_from = {decay_from:g} is a share of the run: give it in [0, 1]")
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ValueError(f"unknown precision {precision!r}: choose one of auto, bf16, fp32")
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError(
+            "all weights of this model are frozen: call model.requires_grad_(True) first"
+        )
     accelerator = Accelerator(cpu=processes().device.type == "cpu")
     device, rank = accelerator.device, accelerator.process_index
     model.to(device).train()
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
+        trainable,
         lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device.type in ("cpu", "cuda"),
     )  # fmt: skip
     ema = EMA(model, ema_decay)
@@ -254,7 +272,12 @@ def train(
     try:
         for index in range(start, steps):
             batch = next(share)
-            x0, condition = batch if isinstance(batch, (tuple, list)) else (batch, None)
+            x0, *told = batch if isinstance(batch, (tuple, list)) else (batch,)
+            condition = told[0] if told else None
+            if not x0.is_floating_point():
+                raise ValueError(
+                    f"a batch holds {x0.dtype}, not floats: bring images to [-1, 1] first"
+                )
             x0 = x0.to(device, torch.float32)
             generator.manual_seed(((seed * 1_000_003 + index) * 1_009 + rank) % 2**63)
             rate = lr * _trapezoid(index, steps, warmup, decay_from)
