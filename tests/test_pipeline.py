@@ -158,6 +158,7 @@ def test_the_reader_can_say_no():
     assert accuracy(reader, torch.randn_like(x), rendering.critters).value < 0.2
 
 
+@pytest.mark.filterwarnings("ignore:a Fréchet distance of 40 samples")
 def test_evaluation_scores_every_split(pipe):
     scores = evaluate_critters(pipe, prompts=40, steps=4)
     assert {"seen: animal and hat", "held-out: animal and hat"} <= set(scores)

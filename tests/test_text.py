@@ -1,5 +1,6 @@
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -272,7 +273,9 @@ def test_a_text_model_may_move(tmp_path):
 
 def test_half_a_save_is_no_model(tmp_path, monkeypatch):
     """A process that is killed while files are put in place leaves a new folder without a model, never
-    one that loads and lacks its tokenizer."""
+    one that loads and lacks its tokenizer; also where the file system lists config.json first."""
+    listing = os.listdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: map(self.joinpath, sorted(listing(self))))
     real = os.rename, os.replace
     for allowed in range(4):
         moves = []
@@ -287,12 +290,12 @@ def test_half_a_save_is_no_model(tmp_path, monkeypatch):
 
             return step
 
-        monkeypatch.setattr(os, "rename", limited(real[0]))
-        monkeypatch.setattr(os, "replace", limited(real[1]))
-        folder = tmp_path / str(allowed)
-        with pytest.raises(KeyboardInterrupt):
-            model_with(small()).save_pretrained(folder)
-        monkeypatch.undo()
+        folder, model = tmp_path / str(allowed), model_with(small())
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", limited(real[0]))
+            patch.setattr(os, "replace", limited(real[1]))
+            with pytest.raises(KeyboardInterrupt):
+                model.save_pretrained(folder)
         with pytest.raises(FileNotFoundError, match="holds no model"):
             md.Diffusion.from_pretrained(folder)
 
