@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -166,8 +165,11 @@ class Diffusion(nn.Module):
             (Path(scratch) / "model.safetensors").write_bytes(save(state, {"format": "pt"}))
             if self.text is not None:
                 self.text.save_tokenizer(scratch)  # type: ignore[operator]
-            for file in Path(scratch).iterdir():
-                shutil.move(file, folder / file.name)
+            # config.json last: a folder without it holds no model, so none is ever half there.
+            for file in sorted(
+                Path(scratch).iterdir(), key=lambda file: file.name == "config.json"
+            ):
+                os.replace(file, folder / file.name)
 
     @classmethod
     def from_pretrained(
