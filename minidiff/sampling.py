@@ -11,7 +11,7 @@ step (Heun), or kept while x0 is extrapolated from the last two guesses (DPM-Sol
 Samplers are generators: they yield the state after every step, and the caller shows, stores or stops::
 
     levels = schedule.levels(20)
-    for state in ddim(model.denoise, noise((4, 3, 64, 64), levels[0], seed=0), levels):
+    for state in ddim(model.denoise, noise((4, 3, 64, 64), levels[0]), levels):
         show(state.x0)
 
 They run on any ``denoise(x_t, level) -> Prediction``: a network, a guided network, an exact solution.

@@ -95,7 +95,8 @@ class TextEncoder(nn.Module):
     def forward(self, captions: Sequence[str]) -> Condition:
         """Encode captions; the empty caption is no condition at all.
 
-        Words the tokenizer does not know and captions that are too long give a warning that names them.
+        Words the tokenizer does not know are left out, and captions that are too long are cut; a warning
+        names what was lost.
 
         Args:
             captions: B strings.

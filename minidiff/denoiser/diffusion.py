@@ -133,7 +133,8 @@ class Diffusion(nn.Module):
     ) -> None:
         """Write config.json, model.safetensors and, with a text encoder, its tokenizer.
 
-        The folder appears whole or not at all; an existing model in it is replaced, other files stay.
+        A new folder holds a whole model or none. In an old one the files are replaced one by one, each
+        whole; files of other names stay.
 
         Args:
             folder: where to; made if missing.
