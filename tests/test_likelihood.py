@@ -1,0 +1,167 @@
+"""Likelihoods against closed forms: a Gaussian's every term, a mixture's density."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+import minidiff as md
+from minidiff import likelihood
+from minidiff.exact import GaussianMixture
+from minidiff.likelihood import bits_per_dim, flow_log_likelihood, variational_bound
+
+F64 = torch.float64
+STD = 0.6
+
+
+def gaussian(std: float = STD, dim: int = 1) -> GaussianMixture:
+    return GaussianMixture(torch.zeros(1, dim, dtype=F64), std)
+
+
+@pytest.fixture
+def four_corners(monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """x0 and noise at +-1 standard deviation in all combinations: the mean over the four is the exact
+    expectation of any quadratic form (Gauss-Hermite quadrature with two nodes each)."""
+    signs = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=F64)
+    monkeypatch.setattr(likelihood, "randn_like", lambda x, generator=None: signs)
+    return STD * torch.tensor([[1.0], [1.0], [-1.0], [-1.0]], dtype=F64)
+
+
+@pytest.mark.parametrize("schedule", [md.Cosine(), md.Linear(), md.Flow(), md.Karras()])
+@pytest.mark.parametrize("n", [2, 10, 300])
+def test_every_term_of_a_gaussian_is_its_closed_form(schedule, n, four_corners):
+    """For data N(0, s²) the best guess errs by s² sigma²/v with v = alpha² s² + sigma²."""
+    levels = schedule.levels(n)
+    bound = variational_bound(gaussian().denoise, four_corners, levels)
+    snr = torch.stack([level.snr for level in levels[:-1]])
+    error = STD**2 / (snr * STD**2 + 1)  # s² sigma² / v
+    closed = {
+        "prior": snr[0] * STD**2 / 2,
+        "steps": (snr[1:] - snr[:-1]) * error[:-1] / 2,
+        "reconstruction": (error[-1] * snr[-1] + (2 * math.pi / snr[-1]).log()) / 2,
+    }
+    torch.testing.assert_close(bound.prior.mean(), closed["prior"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(bound.steps.mean(0), closed["steps"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        bound.reconstruction.mean(), closed["reconstruction"], rtol=1e-9, atol=1e-9
+    )
+    in_bits = bits_per_dim(bound.total.mean(), four_corners).item()
+    assert in_bits == pytest.approx(
+        sum(v.sum().item() for v in closed.values()) / math.log(2), abs=1e-9
+    )
+
+
+def test_the_bound_closes_with_the_number_of_steps(four_corners):
+    """-log p of a Gaussian is on average its entropy; the bound lies above it by something like 1/n."""
+    entropy = math.log(2 * math.pi * math.e * STD**2) / 2
+    gaps = []
+    for n in (250, 500, 1000):
+        levels = md.VP().levels(n, "log_snr")
+        total = variational_bound(gaussian().denoise, four_corners, levels).total.mean().item()
+        gaps.append(total - entropy)
+    assert gaps[0] > gaps[1] > gaps[2] > 0
+    assert gaps[0] / gaps[1] == pytest.approx(2, abs=0.2)
+    assert abs(2 * gaps[2] - gaps[1]) < 0.002  # nothing is left in the limit
+
+
+def test_a_worse_denoiser_has_a_worse_bound(four_corners):
+    levels = md.Cosine().levels(50)
+    totals = [
+        variational_bound(gaussian(std).denoise, four_corners, levels).total.mean().item()
+        for std in (STD, 0.5, 0.8)
+    ]
+    assert totals[0] < min(totals[1:])
+
+
+def test_drawn_noise_gives_the_same_on_average():
+    levels, generator = md.Cosine().levels(20), torch.Generator().manual_seed(0)
+    x0 = STD * torch.randn(20_000, 3, generator=generator, dtype=F64)
+    bound = variational_bound(gaussian(dim=3).denoise, x0, levels, generator=generator)
+    snr = torch.stack([level.snr for level in levels[:-1]])
+    wanted = 3 * (snr[1:] - snr[:-1]) * STD**2 / (snr[:-1] * STD**2 + 1) / 2
+    torch.testing.assert_close(bound.steps.mean(0), wanted, rtol=0.04, atol=0)
+
+
+# --- bins ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mean", [-3.0, -0.99, 0.1, 1.0])
+@pytest.mark.parametrize("std", [0.001, 0.05, 2.0])
+def test_the_masses_of_the_bins_add_up_to_one(mean, std):
+    x0 = torch.linspace(-1, 1, 256, dtype=F64)
+    log_p = likelihood._log_bin(
+        x0, torch.tensor(mean, dtype=F64), torch.tensor(std, dtype=F64), 256
+    )
+    assert log_p.isfinite().all()
+    assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-9)
+    cdf = scipy.stats.norm(mean, std).cdf
+    edges = np.concatenate([[-np.inf], np.linspace(-1, 1, 256)[1:] - 1 / 255, [np.inf]])
+    np.testing.assert_allclose(log_p.exp(), np.diff(cdf(edges)), atol=1e-12)
+
+
+def test_data_that_is_known_costs_nothing_and_unknown_data_8_bits():
+    x0 = (torch.randint(0, 256, (4, 1, 8, 8)) / 127.5 - 1).double()
+    levels = md.Linear().levels(100)
+    knows = lambda x, level: md.Prediction(x0, (x - level.alpha * x0) / level.sigma)  # noqa: E731
+    bound = variational_bound(knows, x0, levels, bins=256)
+    assert bound.steps.abs().max() < 1e-12
+    told = bits_per_dim(bound.reconstruction, x0)
+    width = (
+        2 / 255 / (levels[-2].sigma / levels[-2].alpha).item()
+    )  # of a bin, in standard deviations
+    assert told.mean().item() == pytest.approx(
+        -math.log2(math.erf(width / 2 / math.sqrt(2))), rel=0.01
+    )
+    assert bits_per_dim(torch.tensor(64 * math.log(256.0)), x0).item() == pytest.approx(8)
+
+
+# --- the probability flow --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", [md.VP(), md.Cosine(), md.Karras(), md.Flow()])
+def test_the_flow_finds_the_density_of_a_mixture(schedule):
+    generator = torch.Generator().manual_seed(0)
+    means = torch.tensor([[-1.0, 0.3], [0.8, -0.5]], dtype=F64)
+    root = torch.randn(2, 2, 2, generator=generator, dtype=F64) / 2
+    oracle = GaussianMixture(means, weights=torch.tensor([0.3, 0.7]), covariances=root @ root.mT)
+    x = oracle.sample(20, generator)
+    errors = []
+    for n in (100, 200, 400):
+        levels = schedule.levels(n, "log_snr")
+        last = levels[-2]
+        truth = oracle.log_density(last.alpha * x, last) + 2 * last.alpha.log()
+        errors.append(flow_log_likelihood(oracle.denoise, x, levels) - truth)
+    # What stays is the start: N(0, 80² I), where the noisy data are centred at means of size 1.
+    assert errors[2].abs().max() < 0.02
+    first, second = (b.mean() - a.mean() for a, b in itertools.pairwise(errors))
+    assert first / second == pytest.approx(4, rel=0.15)  # second order
+
+
+def test_random_signs_estimate_the_divergence():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(1, 3, 3, generator=generator, dtype=F64) / 2
+    oracle = GaussianMixture(torch.zeros(1, 3, dtype=F64), covariances=root @ root.mT)
+    x, levels = oracle.sample(5, generator), md.VP().levels(12, "log_snr")
+    exact = flow_log_likelihood(oracle.denoise, x, levels)
+    guessed = flow_log_likelihood(oracle.denoise, x, levels, probes=150, generator=generator)
+    torch.testing.assert_close(guessed, exact, rtol=0, atol=1.0)
+    # For a diagonal Jacobian a single probe is exact: every sign squares to 1.
+    levels, x = md.VP().levels(20, "log_snr"), torch.randn(4, 3, dtype=F64)
+    one = flow_log_likelihood(gaussian(dim=3).denoise, x, levels, probes=1)
+    torch.testing.assert_close(one, flow_log_likelihood(gaussian(dim=3).denoise, x, levels))
+
+
+def test_bad_arguments_are_named():
+    x = torch.zeros(1, 1)
+    with pytest.raises(ValueError, match="at least 3 levels that end at sigma = 0"):
+        variational_bound(gaussian().denoise, x, md.Cosine().levels(1))
+    with pytest.raises(ValueError, match="bins = 1"):
+        variational_bound(gaussian().denoise, x, md.Cosine().levels(5), bins=1)
+    with pytest.raises(ValueError, match="alpha > 0: use log_snr spacing"):
+        flow_log_likelihood(gaussian().denoise, x, md.Cosine().levels(5))
+    with pytest.raises(ValueError, match="probes = 0"):
+        flow_log_likelihood(gaussian().denoise, x, md.VP().levels(5, "log_snr"), probes=0)
