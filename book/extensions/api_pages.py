@@ -2,6 +2,7 @@
 
 import pkgutil
 import re
+from pathlib import Path
 from typing import Any, TypeVar
 
 from docutils import nodes
@@ -52,9 +53,30 @@ def find_home(
     return None
 
 
+LEDGER = Path(__file__).parents[1] / "equations.md"
+
+
+def equations_of(name: str) -> list[str]:
+    """The labels of the book's equations that this function or class computes."""
+    rows = re.findall(
+        r"^\| \{eq\}`(.+?)` \| \{py:\w+\}`(.+?)` \|", LEDGER.read_text(), re.MULTILINE
+    )
+    return [label for label, computed_by in rows if computed_by == name]
+
+
+def name_equations(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Add to a docstring which equations of the book it stands behind."""
+    if labels := equations_of(name):
+        links = ", ".join(f":eq:`{label}`" for label in labels)
+        lines += ["", f"In the book: {links}.", ""]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx when it loads the extension."""
     app.connect("autodoc-skip-member", skip_alias)
     app.connect("missing-reference", find_home)
+    app.connect("autodoc-process-docstring", name_equations)
     GoogleDocstring._consume_inline_attribute = whole_description  # no setting turns this off
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,174 @@
+"""Would the tests notice? Each mutant is this library with one classic mistake in it.
+
+    python tests/mutants.py            # or `make mutants`
+    python tests/mutants.py heun       # those whose name contains the word
+
+For every mutant the tests named beside it run against the wrong source, and at least one must fail. The
+source on disk stays as it is: a child process reads it through a loader that swaps the text.
+"""
+
+import contextlib
+import importlib.machinery
+import io
+import os
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+FORWARD, SCHEDULE, SAMPLING = "test_forward", "test_schedule", "test_sampling"
+
+
+class Mutant(NamedTuple):
+    """One mistake: in ``file``, ``old`` (which stands there once) becomes ``new``."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = [
+    Mutant(*mutant)
+    for mutant in (
+        # --- forward
+        ("noise subtracted", "forward", "return alpha * x0 + sigma * eps", "return alpha * x0 - sigma * eps", (FORWARD, "test_diffusers")),
+        ("variance for standard deviation", "forward", "return alpha * x0 + sigma * eps", "return alpha * x0 + sigma**2 * eps", (FORWARD,)),
+        ("alpha_bar for alpha", "forward", "return alpha * x0 + sigma * eps", "return alpha**2 * x0 + sigma * eps", (FORWARD,)),
+        ("SNR without the square", "forward", "return (self.alpha / self.sigma) ** 2", "return self.alpha / self.sigma", (FORWARD,)),
+        ("log SNR halved", "forward", "return 2 * (self.alpha.log() - self.sigma.log())", "return self.alpha.log() - self.sigma.log()", (FORWARD,)),
+        ("posterior: weight of x0", "forward", "from_x0 = level_s.alpha * (std / level_t.sigma) ** 2", "from_x0 = level_s.alpha * (std / level_t.sigma)", (FORWARD,)),
+        ("posterior: weight of x_t", "forward", "from_x_t = scale * (level_s.sigma / level_t.sigma) ** 2", "from_x_t = scale * (level_s.sigma / level_t.sigma)", (FORWARD,)),
+        ("beta for beta tilde", "forward", "return std * level_s.sigma / level_t.sigma", "return std", (FORWARD,)),
+        ("transition: scale upside down", "forward", "scale = level_t.alpha / level_s.alpha", "scale = level_s.alpha / level_t.alpha", (FORWARD,)),
+        ("transition: variance for std", "forward", "std = level_t.sigma * (-torch.expm1(level_t.log_snr - level_s.log_snr)).sqrt()", "std = level_t.sigma * (-torch.expm1(level_t.log_snr - level_s.log_snr))", (FORWARD,)),
+        ("sign of v", "forward", '"v": (-level.sigma, level.alpha)', '"v": (level.sigma, -level.alpha)', (FORWARD,)),
+        ("flow backwards", "forward", '"flow": (-one, one)', '"flow": (one, -one)', (FORWARD,)),
+        ("EDM without sigma_data", "forward", "std = (level.alpha**2 * SIGMA_DATA**2 + level.sigma**2).sqrt()", "std = (level.alpha**2 + level.sigma**2).sqrt()", (FORWARD,)),
+        ("sign in eps from the output", "forward", "(alpha * out - p * x_t) / det", "(alpha * out + p * x_t) / det", (FORWARD,)),
+        ("eps at alpha = 0 let through", "forward", "if bool((det.abs() < TINY).any()):", "if bool((det.abs() == 0).any()):", (FORWARD,)),
+        # --- schedule
+        ("betas off by one", "schedule", "torch.linspace(self.beta_min, self.beta_max, self.steps, dtype=torch.float64)", "torch.linspace(self.beta_min, self.beta_max, self.steps + 1, dtype=torch.float64)[1:]", (SCHEDULE,)),
+        ("table off by one", "schedule", "return torch.cat([logs.new_zeros(1), logs])", "return torch.cat([logs, logs[-1:]])", (SCHEDULE,)),
+        ("cosine: offset not scaled", "schedule", "u0 = self.offset / (1 + self.offset) * math.pi / 2", "u0 = self.offset * math.pi / 2", (SCHEDULE,)),
+        ("continuous rate not halved", "schedule", "t * (self.beta_max - self.beta_min) / 2)", "t * (self.beta_max - self.beta_min))", (SCHEDULE,)),
+        ("shift of the SNR for that of its root", "schedule", "2 * math.log(self.shift)", "math.log(self.shift)", (SCHEDULE,)),
+        ("sampling never starts at t = T", "schedule", "steps = torch.linspace(1, 0, n + 1, dtype=torch.float64)", "steps = torch.linspace(0.999, 0, n + 1, dtype=torch.float64)", (SCHEDULE,)),
+        ("sampling ends with noise left", "schedule", "return [*(self(t) for t in times), NoiseLevel(zero, one, zero)]", "return [*(self(t) for t in times), self(0.001)]", (SCHEDULE,)),
+        ("karras spacing with the wrong exponent", "schedule", "log_snr = -2 * rho * (first", "log_snr = -rho * (first", (SCHEDULE,)),
+        # --- sampling
+        ("noise twice", "sampling", "kept = (target.sigma**2 - noise_std**2).clamp(min=0).sqrt()", "kept = target.sigma", (SAMPLING,)),
+        ("noise at the last step", "sampling", "noise_std = eta * posterior_std(level, target)  # eq. 16", "noise_std = eta * transition(x0, target, level).std", (SAMPLING,)),
+        ("eta squared", "sampling", "noise_std = eta * posterior_std(level, target)", "noise_std = eta**2 * posterior_std(level, target)", (SAMPLING, "test_diffusers")),
+        ("ddpm: the two variances swapped", "sampling", 'if variance == "transition":\n            std', 'if variance != "transition":\n            std', (SAMPLING,)),
+        ("heun without the mean", "sampling", "eps = (eps + denoise(ahead, target).eps) / 2", "eps = denoise(ahead, target).eps", (SAMPLING, "test_sampling_exact")),
+        ("heun looks at the wrong level", "sampling", "denoise(ahead, target).eps) / 2", "denoise(ahead, level).eps) / 2", (SAMPLING, "test_sampling_exact")),
+        ("dpmpp extrapolates twice as far", "sampling", "h / (2 * old_h)", "h / old_h", (SAMPLING, "test_sampling_exact")),
+        ("dpmpp extrapolates backwards", "sampling", "* (x0 - old_x0)", "* (old_x0 - x0)", (SAMPLING, "test_sampling_exact")),
+        ("dpmpp: step ratio upside down", "sampling", "h / (2 * old_h)", "old_h / (2 * h)", ("test_sampling_exact",)),
+        ("start with sigma squared", "sampling", "return level.sigma.item() * randn_like(", "return level.sigma.item() ** 2 * randn_like(", (SAMPLING,)),
+        ("all samples from one seed", "sampling", "manual_seed(seed + i)", "manual_seed(seed)", (SAMPLING,)),
+        # --- guidance
+        ("the paper's w for the scale", "guidance", "x0_other + strength * (x0 - x0_other)", "x0 + strength * (x0 - x0_other)", ("test_guidance",)),
+        ("eps not guided", "guidance", "eps_other + strength * (eps - eps_other)", "eps + 0 * strength * eps_other", ("test_guidance",)),
+        ("a second call at scale 1", "guidance", "if scale == 1 or not bool(inside.any()):", "if not bool(inside.any()):", ("test_guidance",)),
+        ("eps kept after clipping", "guidance", "return _with_x0(denoise(x_t, level).x0.clamp(low, high), x_t, level)", "return Prediction(denoise(x_t, level).x0.clamp(low, high), denoise(x_t, level).eps)", ("test_guidance",)),
+        ("thresholding without rescaling", "guidance", "x0.clamp(-s, s) / s", "x0.clamp(-s, s)", ("test_guidance",)),
+        # --- training
+        ("t = T never trained", "training", "return 1 - (shift + stratum) / n", "return (shift + stratum) / n * 0.9", ("test_training",)),
+        ("times tied to places in the batch", "training", "stratum = torch.randperm(n, generator=generator, device=device)", "stratum = torch.arange(n, device=device)", ("test_training",)),
+        ("weight not squared", "training", "weigh(level) * (level.sigma / det) ** 2", "weigh(level) * (level.sigma / det).abs()", ("test_training",)),
+        ("min-SNR from below", "training", "return level.snr.clamp(max=5)", "return level.snr.clamp(min=5)", ("test_training",)),
+        ("labels dropped per batch", "training", "torch.rand(len(x0), generator=generator, device=x0.device) < condition_dropout", "(torch.rand(1, generator=generator, device=x0.device) < condition_dropout).expand(len(x0))", ("test_training",)),
+        ("EMA without warm-up", "training", "1 - min(decay, (1 + int(n)) / (10 + int(n)))", "1 - decay", ("test_training",)),
+        # --- exact, likelihood
+        ("std for variance in the oracle", "exact", "shrink = alpha[:, None] * self.stds**2 / v\n        x0", "shrink = alpha[:, None] * self.stds / v\n        x0", ("test_exact",)),
+        ("posterior spread of the prior", "exact", "mixture.stds = (self.stds**2 * (sigma**2)[:, None] / v).sqrt()[0]", "mixture.stds = self.stds", ("test_exact",)),
+        ("KL of a step not halved", "likelihood", "_squares(x0 - guess) / 2)", "_squares(x0 - guess))", ("test_likelihood",)),
+    )
+]  # fmt: skip
+
+
+class Loader(importlib.machinery.SourceFileLoader):
+    """Reads one file with one piece of text exchanged."""
+
+    mutant: Mutant
+
+    def get_data(self, path: str) -> bytes:
+        data = super().get_data(path)
+        return data.replace(self.mutant.old.encode(), self.mutant.new.encode(), 1)
+
+    def get_code(self, fullname: str):  # never from, nor into, a cache of compiled code
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+class Finder:
+    """Finds the mutated module before anyone else does."""
+
+    def __init__(self, mutant: Mutant):
+        self.mutant = mutant
+
+    def find_spec(self, fullname: str, path=None, target=None):
+        if fullname != f"minidiff.{self.mutant.file}":
+            return None
+        loader = Loader(fullname, str(ROOT / "minidiff" / f"{self.mutant.file}.py"))
+        loader.mutant = self.mutant
+        return importlib.machinery.ModuleSpec(fullname, loader, origin=loader.path)
+
+
+def caught(mutant: Mutant) -> bool:
+    """Whether a test fails, in a child of this process (which has torch loaded already)."""
+    child = os.fork()
+    if child == 0:
+        import pytest
+
+        sys.meta_path.insert(0, Finder(mutant))  # type: ignore[arg-type]
+        files = [str(ROOT / "tests" / f"{name}.py") for name in mutant.tests]
+        quiet = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            code = pytest.main([*quiet, *files])
+        if code not in (0, 1):
+            print(said.getvalue())
+        os._exit(int(code))
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, 1):
+        raise RuntimeError(
+            f"{mutant.name}: pytest ended with exit code {code}, so nothing was shown"
+        )
+    return code == 1
+
+
+def main() -> int:
+    """Run the mutants; exit code 1 if one survives."""
+    os.chdir(ROOT)
+    import diffusers  # noqa: F401  loaded once, for all children
+    import torch
+    import transformers  # noqa: F401
+
+    torch.set_num_threads(1)  # a pool of threads would not survive the fork
+    wanted = [m for m in MUTANTS if not sys.argv[1:] or any(w in m.name for w in sys.argv[1:])]
+    survivors = 0
+    for mutant in wanted:
+        source = (ROOT / "minidiff" / f"{mutant.file}.py").read_text()
+        if source.count(mutant.old) != 1:
+            print(f"STALE     {mutant.name}: its text stands {source.count(mutant.old)} times")
+            survivors += 1
+            continue
+        start = time.monotonic()
+        found = caught(mutant)
+        survivors += not found
+        print(
+            f"{'caught' if found else 'SURVIVED'}  {mutant.name}  ({time.monotonic() - start:.0f} s)",
+            flush=True,
+        )
+    print(f"{len(wanted) - survivors} of {len(wanted)} caught")
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
