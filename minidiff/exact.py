@@ -1,8 +1,8 @@
 """Exact denoisers: what a perfect network would say (used in every chapter).
 
-A network is trained to guess ``E[x0 | x_t]``. For two kinds of data this mean can be written down,
-so there is a right answer to hold networks and samplers against: a mixture of Gaussians, and a
-finite set of points, which is a mixture whose Gaussians have no width.
+A network is trained to guess ``E[x0 | x_t]``. For three kinds of data this mean can be written down,
+so there is a right answer to hold networks and samplers against: a mixture of Gaussians; a finite set
+of points, which is a mixture whose Gaussians have no width; and a single point.
 
 Let x0 come from component k with probability w_k, and be N(mu_k, s_k²) there. Mixing it with noise,
 ``x_t = alpha*x0 + sigma*eps``, keeps every component Gaussian::
@@ -12,17 +12,23 @@ Let x0 come from component k with probability w_k, and be N(mu_k, s_k²) there. 
     E[x0  | x_t, k] = mu_k + (alpha s_k² / v_k) (x_t - alpha*mu_k)
     E[eps | x_t, k] =        (sigma      / v_k) (x_t - alpha*mu_k)
 
-and the answers are the averages over k with the weights r_k. Both lines hold at alpha = 0, where x0
-is the mean of all data, and at sigma = 0, where eps is 0 on average: neither divides by alpha or
-sigma. The slope of the log-density is the same sum once more (Tweedie's formula, Efron 2011)::
+and the answers are the averages over k with the weights r_k. Given x_t and k, x0 is Gaussian around its
+mean with variance ``s_k² sigma² / v_k``: that is the whole posterior, once more a mixture. Both lines
+hold at alpha = 0, where x0 is the mean of all data, and at sigma = 0, where eps is 0 on average:
+neither divides by alpha or sigma. The slope of the log-density is the same sum once more (Tweedie's
+formula, Efron 2011)::
 
     score = grad log p_t(x_t) = - sum_k r_k (x_t - alpha*mu_k) / v_k = -E[eps | x_t] / sigma
+
+A covariance that is not diagonal is diagonal in the basis of its eigenvectors. There everything above
+holds number by number, so x_t - alpha*mu_k is turned into that basis first and back at the end.
 
 For a finite data set r_k is a softmax over squared distances: the perfect denoiser of the training
 set looks its answer up in the training set, and sampling with it only ever returns training images.
 That a network does not is why diffusion models are useful.
 """
 
+import copy
 import math
 
 import torch
@@ -35,7 +41,7 @@ TINY_VARIANCE = 1e-40
 
 
 class GaussianMixture:
-    """A mixture of Gaussians with diagonal covariances, and what follows from it exactly.
+    """A mixture of Gaussians, and what follows from it exactly.
 
     Computed in float64 on the device of ``means``; answers come back in the dtype and on the device
     of the question.
@@ -44,18 +50,36 @@ class GaussianMixture:
         means: ``(K, *D)``, one mean per component; D is the shape of a sample, (2,) or (3, 64, 64).
         stds: standard deviations >= 0: one number for all, (K,) one per component, or ``(K, *D)``.
         weights: (K,) probabilities of the components, scaled to sum to 1; None for equal ones.
+        covariances: in place of ``stds``: (F, F), one for all, or (K, F, F), with F the number of
+            values of a sample; symmetric, without negative eigenvalues.
 
     Raises:
-        ValueError: shapes that do not fit, a negative std or weight, a number that is not finite.
+        ValueError: shapes that do not fit, a negative std, weight or eigenvalue, a number that is not
+            finite, or both stds and covariances.
     """
 
     def __init__(
-        self, means: Tensor, stds: Tensor | float = 1.0, weights: Tensor | None = None
+        self,
+        means: Tensor,
+        stds: Tensor | float | None = None,
+        weights: Tensor | None = None,
+        *,
+        covariances: Tensor | None = None,
     ) -> None:
         k, self.shape = len(means), means.shape[1:]
         if means.ndim < 2 or means.numel() == 0:
             raise ValueError(f"means of shape {tuple(means.shape)}: give (K, *D), e.g. (8, 2)")
-        stds = torch.as_tensor(stds)
+        self.axes: Tensor | None = (
+            None  # (K, F, F): eigenvectors as columns; None for the usual axes
+        )
+        if covariances is not None:
+            if stds is not None:
+                raise ValueError("both stds and covariances are given: give one of them")
+            stds, self.axes = _principal_axes(covariances, k, self.shape.numel())
+            stds = stds.reshape(means.shape)
+        stds = torch.as_tensor(1.0 if stds is None else stds)
+        if stds.shape == (k, 1):
+            stds = stds[:, 0]
         if stds.shape not in ((), (k,), means.shape):
             wanted = f"one number, ({k},) or {tuple(means.shape)}"
             raise ValueError(f"stds of shape {tuple(stds.shape)}: give {wanted}")
@@ -66,6 +90,7 @@ class GaussianMixture:
         self.means = _float64(means).flatten(1)  # (K, F), F = number of values of a sample
         stds = stds.flatten(1) if stds.ndim > 1 else stds.expand(k)[:, None]
         self.stds = _float64(stds).to(self.means)  # (K, F), or (K, 1): the same for all F
+        self.axes = None if self.axes is None else self.axes.to(self.means)
         self.weights = _float64(weights).to(self.means)  # (K,)
         for name, values in (("mean", self.means), ("std", self.stds), ("weight", self.weights)):
             bad = values[~values.isfinite() | ((values < 0) & (name != "mean"))]
@@ -107,6 +132,29 @@ class GaussianMixture:
         x, alpha, _, v = self._at(x_t, level)
         return self._log_joint(x, alpha, v, condition).softmax(dim=1).to(x_t)
 
+    def posterior(self, x_t: Tensor, level: NoiseLevel) -> "GaussianMixture":
+        """All that can be said about x0: the distribution p(x0 | x_t), a mixture again.
+
+        Its mean is :meth:`denoise`'s x0; its covariance is what no denoiser can know.
+
+        Args:
+            x_t: one noisy sample, ``(1, *D)``.
+            level: of shape () or (1,).
+
+        Raises:
+            ValueError: ``x_t`` holds more than one sample.
+        """
+        if len(x_t) != 1:
+            raise ValueError(f"x_t holds {len(x_t)} samples: ask for one posterior at a time")
+        x, alpha, sigma, v = self._at(x_t, level)
+        mixture = copy.copy(self)
+        mixture.weights = self._log_joint(x, alpha, v).softmax(dim=1)[0]  # (K,)
+        shrink = (alpha[:, None] * self.stds**2 / v)[0]  # (K, 1 or F)
+        away = self._turn(x[:, None] - alpha[:, None] * self.means)[0]  # (K, F)
+        mixture.means = self.means + self._turn_back((shrink * away)[None])[0]
+        mixture.stds = (self.stds**2 * (sigma**2)[:, None] / v).sqrt()[0]
+        return mixture
+
     def score(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
         """grad log p_t(x_t), shaped and typed like ``x_t`` ``(B, *D)``; equal to -eps/sigma.
 
@@ -126,8 +174,10 @@ class GaussianMixture:
         """``n`` clean samples x0, ``(n, *D)``, typed like ``means``; ``generator`` lives on the CPU."""
         k = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator)
         eps = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
-        k, eps = k.to(self.means.device), eps.to(self.means)
-        return (self.means[k] + self.stds[k] * eps).reshape(n, *self.shape).to(self.dtype)
+        k, away = k.to(self.means.device), self.stds[k] * eps.to(self.means)  # away (n, F)
+        if self.axes is not None:
+            away = torch.einsum("nfg,ng->nf", self.axes[k], away)
+        return (self.means[k] + away).reshape(n, *self.shape).to(self.dtype)
 
     @property
     def mean(self) -> Tensor:
@@ -137,7 +187,11 @@ class GaussianMixture:
     @property
     def covariance(self) -> Tensor:
         """Cov[x0] of the F values of a sample, (F, F) float64: within plus between components."""
-        within = (self.weights @ self.stds.expand_as(self.means) ** 2).diag()
+        variances = self.stds.expand_as(self.means) ** 2  # (K, F)
+        if self.axes is None:
+            within = (self.weights @ variances).diag()
+        else:
+            within = torch.einsum("k,kfg,kg,khg->fh", self.weights, self.axes, variances, self.axes)
         away = self.means - self.weights @ self.means
         return within + (self.weights[:, None] * away).T @ away
 
@@ -163,7 +217,7 @@ class GaussianMixture:
             squares = (x**2).sum(1, keepdim=True) - 2 * alpha * x @ mu.T + alpha**2 * (mu**2).sum(1)
             distances = squares.clamp(min=0) / v[:, :, 0]
         else:
-            distances = ((x[:, None] - alpha[:, None] * mu) ** 2 / v).sum(2)
+            distances = (self._turn(x[:, None] - alpha[:, None] * mu) ** 2 / v).sum(2)
         log_volume = (2 * math.pi * v).log().mean(2) * x.shape[1]
         if condition is not None:
             one, many = (len(mu),), (len(x), len(mu))
@@ -180,7 +234,16 @@ class GaussianMixture:
         if factor.shape[2] == 1:  # multiplied out, as above
             weights = r * factor[:, :, 0]
             return weights.sum(1, keepdim=True) * x - alpha * (weights @ self.means)
-        return torch.einsum("bk,bkf->bf", r, factor * (x[:, None] - alpha[:, None] * self.means))
+        away = factor * self._turn(x[:, None] - alpha[:, None] * self.means)  # (B, K, F)
+        return torch.einsum("bk,bkf->bf", r, self._turn_back(away))
+
+    def _turn(self, away: Tensor) -> Tensor:
+        """(B, K, F) from the usual axes into those of each component."""
+        return away if self.axes is None else torch.einsum("bkf,kfg->bkg", away, self.axes)
+
+    def _turn_back(self, away: Tensor) -> Tensor:
+        """(B, K, F) from the axes of each component into the usual ones."""
+        return away if self.axes is None else torch.einsum("bkg,kfg->bkf", away, self.axes)
 
 
 class FiniteData(GaussianMixture):
@@ -198,6 +261,33 @@ class FiniteData(GaussianMixture):
 
     def __init__(self, points: Tensor) -> None:
         super().__init__(points, stds=0.0)
+
+
+class PointMass(FiniteData):
+    """A single point: the answer is always that point, and x_t tells its noise exactly.
+
+    The simplest test there is: every sampler must land on the point, from any start, in one step.
+
+    Args:
+        point: ``(*D)``, for instance one image (C, H, W).
+    """
+
+    def __init__(self, point: Tensor) -> None:
+        super().__init__(point[None])
+
+
+def _principal_axes(covariances: Tensor, k: int, f: int) -> tuple[Tensor, Tensor]:
+    """Standard deviations (K, F) along the eigenvectors, the columns of (K, F, F)."""
+    if covariances.shape not in ((f, f), (k, f, f)):
+        wanted = f"({f}, {f}) or ({k}, {f}, {f})"
+        raise ValueError(f"covariances of shape {tuple(covariances.shape)}: give {wanted}")
+    matrices = _float64(covariances).expand(k, f, f)
+    if not torch.allclose(matrices, matrices.mT):
+        raise ValueError("a covariance is not symmetric")
+    values, axes = torch.linalg.eigh(matrices)
+    if bool((values < -1e-9 * values.abs().amax().clamp(min=1)).any()):
+        raise ValueError(f"a covariance has the negative eigenvalue {values.min().item():g}")
+    return values.clamp(min=0).sqrt(), axes
 
 
 def _float64(x: Tensor) -> Tensor:

@@ -23,8 +23,12 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-Target = Literal["eps", "x0", "v", "flow"]
-"""What the network predicts: the noise, the data, ``v = alpha*eps - sigma*x0`` or ``eps - x0``."""
+Target = Literal["eps", "x0", "v", "flow", "edm"]
+"""What the network predicts: the noise, the data, ``v = alpha*eps - sigma*x0``, ``eps - x0``, or EDM's
+mixture of the two, see :func:`target_coefficients`."""
+
+SIGMA_DATA = 0.5
+"""Standard deviation that EDM takes the data to have (Karras et al. 2022, table 1)."""
 
 TINY = 1e-9
 """Below this a coefficient counts as zero: cos(pi/2) is 6e-17 in float64, not 0."""
@@ -195,11 +199,18 @@ def _step(level_s: NoiseLevel, level_t: NoiseLevel) -> tuple[Tensor, Tensor]:
 def target_coefficients(target: Target, level: NoiseLevel) -> tuple[Tensor, Tensor]:
     """The pair (p, q) that writes a training target as ``p * x0 + q * eps``.
 
-    eps (0, 1), x0 (1, 0), v (-sigma, alpha) (Salimans & Ho 2022), flow velocity (-1, 1) (Lipman et al.
-    2023).
+    eps (0, 1) (Ho et al. 2020), x0 (1, 0) (the same, section 3.2), v (-sigma, alpha) (Salimans & Ho
+    2022), flow velocity (-1, 1) (Lipman et al. 2023), and edm, EDM's preconditioning (Karras et al. 2022,
+    table 1) at any alpha. There the denoiser is ``c_skip * x_t + c_out * F`` with
+
+        c_skip = alpha s_d² / s²,   c_out = sigma s_d / s,   s² = alpha² s_d² + sigma² = Var(x_t)
+
+    for data of variance s_d² (:data:`SIGMA_DATA`): the best linear guess plus a correction of the size
+    of its error. Solved for F, the network's output is to be ``(sigma/(s s_d)) x0 - (alpha s_d/s) eps``.
+    For s_d = 1 and alpha² + sigma² = 1 it is -v.
 
     Raises:
-        ValueError: ``target`` is none of the four.
+        ValueError: ``target`` is none of these.
     """
     zero, one = torch.zeros_like(level.alpha), torch.ones_like(level.alpha)
     pairs = {
@@ -207,10 +218,16 @@ def target_coefficients(target: Target, level: NoiseLevel) -> tuple[Tensor, Tens
         "x0": (one, zero),
         "v": (-level.sigma, level.alpha),
         "flow": (-one, one),
+        "edm": _edm(level),
     }
     if target not in pairs:
         raise ValueError(f"unknown target {target!r}: choose one of {', '.join(get_args(Target))}")
     return pairs[target]
+
+
+def _edm(level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    std = (level.alpha**2 * SIGMA_DATA**2 + level.sigma**2).sqrt()  # of x_t
+    return level.sigma / (std * SIGMA_DATA), -level.alpha * SIGMA_DATA / std
 
 
 def to_target(x0: Tensor, eps: Tensor, level: NoiseLevel, target: Target) -> Tensor:

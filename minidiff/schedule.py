@@ -7,8 +7,8 @@ training and sampling never ask which one it is. Time 0 is data, time 1 is noise
     level = schedule(0.3)            # NoiseLevel(t, alpha, sigma)
     levels = schedule.levels(20)     # 21 levels from noise down to data: what a sampler walks along
 
-Four of the schedules preserve variance (alpha² + sigma² = 1) or mix linearly (``Flow``); ``Karras``
-leaves the data at full size and lets the noise grow instead.
+Most schedules preserve variance (alpha² + sigma² = 1) or mix linearly (``Flow``); ``Karras`` leaves the
+data at full size and lets the noise grow instead. ``Shifted`` walks the path of another at another pace.
 
 All numbers are computed in float64: with alpha close to 1, ``sqrt(1 - alpha**2)`` in float32 has lost
 most of its digits, and early levels would be wrong by tenths of a percent.
@@ -17,12 +17,18 @@ most of its digits, and early levels would be wrong by tenths of a percent.
 import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from minidiff.forward import NoiseLevel
+
+Spacing = Literal["uniform", "trailing", "log_snr", "karras"]
+SPACINGS: tuple[str, ...] = get_args(Spacing)
+ALMOST_ZERO = 1e-10  # stands for alpha = 0 where its logarithm is needed
+NOISE_TO_DATA = (0.002, 80.0)
+"""Smallest and largest sigma/alpha that the spacings in log-SNR visit (Karras et al. 2022, table 1)."""
 
 
 class Schedule:
@@ -52,39 +58,156 @@ class Schedule:
         """(alpha, sigma) at times ``t`` in [0, 1], float64; each schedule defines its own."""
         raise NotImplementedError
 
-    def levels(self, n: int) -> list[NoiseLevel]:
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        """The time at which the log-SNR has this value: the inverse of ``schedule(t).log_snr``.
+
+        Found by bisection, to the last digits of t. Values the schedule never reaches give the nearer
+        end of [0, 1].
+
+        Args:
+            log_snr: a number or a tensor of any shape, in nats.
+
+        Returns:
+            Times in [0, 1], float64, shaped like ``log_snr``.
+        """
+        wanted = torch.as_tensor(log_snr, dtype=torch.float64)
+        low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
+        for _ in range(60):
+            middle = (low + high) / 2
+            cleaner = self._log_snr(middle) > wanted
+            low, high = torch.where(cleaner, middle, low), torch.where(cleaner, high, middle)
+        return torch.where(self._log_snr(high) >= wanted, high, low)
+
+    def levels(self, n: int, spacing: Spacing = "uniform", rho: float = 7.0) -> list[NoiseLevel]:
         """The ``n + 1`` levels of a sampling run of ``n`` steps, from noise to data.
 
-        Uniform in t, from the schedule's top at t = 1 to t = 0, where sigma is exactly 0. "The previous
-        step" of a sampler is the next entry of this list, so any ``n`` >= 1 works.
+        The last has sigma exactly 0. "The previous step" of a sampler is the next entry of this list, so
+        any ``n`` >= 1 works. The first n are spaced
+
+        * "uniform": evenly in t, from t = 1;
+        * "trailing": the same, rounded to the times i/steps of a chain of 1000 steps, or as many as the
+          schedule has (Lin et al. 2023, section 3.3);
+        * "log_snr": evenly in log(alpha²/sigma²) (Lu et al. 2022, section 4);
+        * "karras": evenly in (sigma/alpha)^(1/rho) (Karras et al. 2022, eq. 5).
+
+        The last two cannot reach pure noise or pure data, where the log-SNR is infinite: they run from
+        sigma/alpha = 80 to 0.002, or as far as the schedule goes, and then jump to sigma = 0.
+
+        Args:
+            n: number of steps.
+            spacing: see above.
+            rho: exponent of "karras".
 
         Returns:
             n + 1 levels with tensors of shape ().
 
         Raises:
-            ValueError: ``n`` is smaller than 1.
+            ValueError: ``n`` is smaller than 1, or the spacing unknown.
         """
         if n < 1:
             raise ValueError(f"levels({n}): a sampling run needs at least 1 step")
-        return [self(t) for t in torch.linspace(1, 0, n + 1, dtype=torch.float64)]
+        steps = torch.linspace(1, 0, n + 1, dtype=torch.float64)
+        if spacing == "uniform":
+            times = steps[:-1]
+        elif spacing == "trailing":
+            chain = getattr(self, "steps", 1000)
+            times = (steps[:-1] * chain).round() / chain
+            if n > chain:
+                raise ValueError(f"levels({n}): a chain of {chain} steps has no more to offer")
+        elif spacing in ("log_snr", "karras"):
+            grid = torch.linspace(0, 1, n, dtype=torch.float64)  # n = 1: the noisy end alone
+            ends = self._log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64))
+            low, high = ends.clamp(-2 * math.log(NOISE_TO_DATA[1]), -2 * math.log(NOISE_TO_DATA[0]))
+            if spacing == "karras":
+                first, last = ((end / 2).neg().exp() ** (1 / rho) for end in (low, high))
+                log_snr = -2 * rho * (first + grid * (last - first)).log()
+            else:
+                log_snr = low + grid * (high - low)
+            times = self.time(log_snr)
+        else:
+            raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
+        zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        return [*(self(t) for t in times), NoiseLevel(zero, one, zero)]
+
+    def to_diffusers(self, target: str = "eps", steps: int = 1000) -> Any:
+        """This schedule in the ``diffusers`` library: see :func:`minidiff.interop.to_diffusers`."""
+        from minidiff.interop import to_diffusers  # for those who have that library
+
+        return to_diffusers(self, target, steps)
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return NoiseLevel(t, *self.coefficients(t)).log_snr
 
     def config(self) -> dict[str, Any]:
         """Name and parameters, as JSON can hold them; :func:`schedule_from_config` reads them back."""
         return {"name": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
 
 
+class Chain(Schedule):
+    """Base of schedules given by the variances of T steps: ``alpha_i² = prod_{j<=i} (1 - beta_j)``.
+
+    Time t = i/T is the chain after i steps (Ho et al. 2020, eq. 4); between two steps log alpha² is
+    interpolated, so any t in [0, 1] is allowed.
+    """
+
+    @cached_property
+    def _log_alpha_bar(self) -> Tensor:
+        """(T + 1,) float64, entry 0 is data."""
+        raise NotImplementedError
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        table = self._log_alpha_bar.to(t)
+        position = t * (len(table) - 1)
+        left = position.floor().clamp(max=len(table) - 2).long()
+        log_alpha_bar = torch.lerp(table[left], table[left + 1], position - left)
+        return _variance_preserving(log_alpha_bar)
+
+
 @dataclass(frozen=True)
-class Linear(Schedule):
+class Betas(Chain):
+    """A chain with any variances, for instance those of a model trained elsewhere.
+
+    Args:
+        betas: variance added by each step, in [0, 1]; a tuple, so that the schedule can be compared and
+            written to JSON. A beta of 1 destroys the data and may stand only at the end.
+
+    Raises:
+        ValueError: there are none, or one is outside [0, 1] or leaves the noise as it is at the start.
+    """
+
+    betas: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
+        if not self.betas:
+            raise ValueError("betas is empty: the chain needs at least 1 step")
+        for i, beta in enumerate(self.betas):
+            if not 0 < beta <= 1 or (beta == 1 and i < len(self.betas) - 1):
+                raise ValueError(f"betas[{i}] = {beta:g} is a variance: give it in (0, 1)")
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.betas)
+
+    @cached_property
+    def _log_alpha_bar(self) -> Tensor:
+        logs = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)
+        return torch.cat([logs.new_zeros(1), logs.clamp(min=2 * math.log(ALMOST_ZERO))])
+
+
+@dataclass(frozen=True)
+class Linear(Chain):
     """DDPM's schedule: the noise added per step grows linearly (Ho et al. 2020, section 4).
 
-    ``beta_i`` runs from ``beta_min`` to ``beta_max`` in ``steps`` steps and
-    ``alpha_i² = prod_{j<=i} (1 - beta_j)``. Time t = i/steps is the chain after i steps; between two
-    steps log alpha² is interpolated, so any t in [0, 1] is allowed.
+    ``beta_i`` runs from ``beta_min`` to ``beta_max`` in ``steps`` steps; see :class:`Chain`.
 
     Args:
         beta_min: variance added by the first step, in (0, 1).
         beta_max: variance added by the last step, in (0, 1).
         steps: number of steps T. Fewer steps at the same betas leave signal at t = 1.
+        zero_terminal_snr: shift and scale alpha so that it is 0 at t = 1 and as it was after the first
+            step (Lin et al. 2023, algorithm 1).
 
     Raises:
         ValueError: a beta is outside (0, 1), or ``steps`` is smaller than 1.
@@ -93,6 +216,7 @@ class Linear(Schedule):
     beta_min: float = 1e-4
     beta_max: float = 0.02
     steps: int = 1000
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
         for name in ("beta_min", "beta_max"):
@@ -111,16 +235,41 @@ class Linear(Schedule):
     @cached_property
     def _log_alpha_bar(self) -> Tensor:
         logs = torch.log1p(-self.betas).cumsum(0)  # log of a product of many factors close to 1
-        return torch.cat(
-            [torch.zeros(1, dtype=torch.float64), logs]
-        )  # (steps + 1,), entry 0 is data
+        if self.zero_terminal_snr:
+            alpha = (logs / 2).exp()
+            alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+            logs = 2 * alpha.clamp(min=ALMOST_ZERO).log()
+        return torch.cat([logs.new_zeros(1), logs])
+
+
+@dataclass(frozen=True)
+class VP(Schedule):
+    """The limit of :class:`Linear` for infinitely many steps (Song et al. 2021b, eq. 32-33).
+
+    ``d log alpha² / dt = -beta(t)`` with ``beta(t) = beta_min + t (beta_max - beta_min)``, so that
+    ``log alpha² = -beta_min t - (beta_max - beta_min) t²/2``. The betas are rates per unit of time: T
+    times those of a chain of T steps.
+
+    Args:
+        beta_min: rate at t = 0, >= 0.
+        beta_max: rate at t = 1, > 0.
+
+    Raises:
+        ValueError: a rate is out of range.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not (self.beta_min >= 0 and self.beta_max > 0):
+            raise ValueError(
+                f"beta_min = {self.beta_min:g} and beta_max = {self.beta_max:g} are rates: "
+                "they must be >= 0 and > 0"
+            )
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        table = self._log_alpha_bar.to(t)
-        position = t * self.steps
-        left = position.floor().clamp(max=self.steps - 1).long()
-        log_alpha_bar = torch.lerp(table[left], table[left + 1], position - left)
-        return _variance_preserving(log_alpha_bar)
+        return _variance_preserving(-t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2))
 
 
 @dataclass(frozen=True)
@@ -224,13 +373,13 @@ class Karras(Schedule):
         low, high = (sigma ** (1 / self.rho) for sigma in (self.sigma_min, self.sigma_max))
         return torch.ones_like(t), (low + t * (high - low)) ** self.rho
 
-    def levels(self, n: int) -> list[NoiseLevel]:
-        """``n`` levels from sigma_max to sigma_min, then sigma = 0 (Karras et al. 2022, eq. 5)."""
-        if n < 1:
-            raise ValueError(f"levels({n}): a sampling run needs at least 1 step")
+    def levels(self, n: int, spacing: Spacing = "uniform", rho: float = 7.0) -> list[NoiseLevel]:
+        """As :meth:`Schedule.levels`, but uniform times reach t = 0, where sigma_min is left, in ``n - 1``
+        steps, and the last step goes on to sigma = 0 (Karras et al. 2022, eq. 5)."""
+        if spacing != "uniform" or n < 1:
+            return super().levels(n, spacing, rho)
         times = torch.linspace(1, 0, n, dtype=torch.float64)  # n = 1 gives t = 1 alone
-        zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-        return [*(self(t) for t in times), NoiseLevel(zero, one, zero)]
+        return [*(self(t) for t in times), super().levels(1)[-1]]
 
 
 @dataclass(frozen=True)
@@ -244,13 +393,44 @@ class Flow(Schedule):
         return 1 - t, t.clone()
 
 
+@dataclass(frozen=True)
+class Shifted(Schedule):
+    """The path of another schedule at another pace: everywhere ``sigma/alpha`` is ``shift`` times as large.
+
+    Neighbouring pixels of a large image tell the same, so they drown later: at equal noise a picture of
+    twice the side is easier to guess. ``shift`` = side / 64 makes up for it (Hoogeboom et al. 2023,
+    section 3). On ``Flow`` this is ``t -> shift t / (1 + (shift - 1) t)`` (Esser et al. 2024, eq. 23).
+
+    Args:
+        base: the schedule whose alpha and sigma are visited.
+        shift: factor > 0; above 1 there is more noise at every time.
+
+    Raises:
+        ValueError: ``shift`` is not positive.
+    """
+
+    base: Schedule
+    shift: float
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0:
+            raise ValueError(f"shift = {self.shift:g} must be positive")
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        wanted = self.base._log_snr(t) - 2 * math.log(self.shift)
+        return self.base.coefficients(self.base.time(wanted).to(t))
+
+    def config(self) -> dict[str, Any]:
+        return {"name": "Shifted", "base": self.base.config(), "shift": self.shift}
+
+
 def _variance_preserving(log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
     """(alpha, sigma) from log alpha², with sigma = sqrt(1 - alpha²) free of cancellation."""
     return (log_alpha_bar / 2).exp(), torch.expm1(log_alpha_bar).abs().sqrt()
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
-    cls.__name__: cls for cls in (Linear, Cosine, Sigmoid, Karras, Flow)
+    cls.__name__: cls for cls in (Linear, Betas, VP, Cosine, Sigmoid, Karras, Flow, Shifted)
 }
 
 
@@ -263,4 +443,7 @@ def schedule_from_config(config: dict[str, Any]) -> Schedule:
     name = config.get("name", "")
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
-    return SCHEDULES[name](**{key: value for key, value in config.items() if key != "name"})
+    arguments = {key: value for key, value in config.items() if key != "name"}
+    if "base" in arguments:
+        arguments["base"] = schedule_from_config(arguments["base"])
+    return SCHEDULES[name](**arguments)

@@ -15,12 +15,15 @@ import minidiff as md
 
 SCHEDULES = {
     "linear": md.Linear(),
+    "linear-zero-snr": md.Linear(zero_terminal_snr=True),
+    "vp": md.VP(),
     "cosine": md.Cosine(),
     "sigmoid": md.Sigmoid(),
     "karras": md.Karras(),
     "flow": md.Flow(),
+    "shifted": md.Shifted(md.Cosine(), 3.0),
 }
-VARIANCE_PRESERVING = ("linear", "cosine", "sigmoid")
+VARIANCE_PRESERVING = ("linear", "linear-zero-snr", "vp", "cosine", "sigmoid", "shifted")
 
 Denoise = Callable[[Tensor, md.NoiseLevel], md.Prediction]
 

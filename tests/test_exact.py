@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from minidiff.exact import FiniteData, GaussianMixture
-from minidiff.forward import NoiseLevel, diffuse
+from minidiff.exact import FiniteData, GaussianMixture, PointMass
+from minidiff.forward import NoiseLevel, diffuse, posterior_std, transition
 from minidiff.guidance import guide
 from minidiff.schedule import Cosine, Flow, Karras
 
@@ -256,3 +256,137 @@ def test_bad_questions_are_named(mixture: GaussianMixture) -> None:
         mixture.denoise(torch.zeros(4, 2), level, torch.tensor([1, 0, 0]))
     with pytest.raises(ValueError, match="leaves no component"):
         mixture.denoise(torch.zeros(4, 2), level, torch.zeros(3, dtype=torch.bool))
+
+
+# --- full covariances, posterior, point mass ---------------------------------------------------
+
+
+def correlated(generator: torch.Generator | None = None) -> tuple[GaussianMixture, Tensor, Tensor]:
+    """Three Gaussians in 4 dimensions, none of them aligned with the axes; one has no width one way."""
+    generator = generator or torch.Generator().manual_seed(3)
+    means = torch.randn(3, 4, generator=generator, dtype=F64)
+    roots = torch.randn(3, 4, 4, generator=generator, dtype=F64) / 2
+    roots[0, :, 3] = 0
+    return GaussianMixture(means, weights=WEIGHTS, covariances=roots @ roots.mT), means, roots
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_full_covariances_are_torchs_normal_distributions(level: NoiseLevel) -> None:
+    oracle, means, roots = correlated()
+    covariances = level.alpha**2 * roots @ roots.mT + level.sigma**2 * torch.eye(4, dtype=F64)
+    x_t = noisy(oracle, level).requires_grad_()
+    parts = torch.distributions.MultivariateNormal(level.alpha * means, covariances)
+    wanted = (oracle.weights.log() + parts.log_prob(x_t[:, None])).logsumexp(1)
+    torch.testing.assert_close(oracle.log_density(x_t, level), wanted, rtol=1e-9, atol=1e-9)
+    (gradient,) = torch.autograd.grad(wanted.sum(), x_t)
+    torch.testing.assert_close(oracle.score(x_t, level), gradient, rtol=1e-7, atol=1e-7)
+    x0, eps = oracle.denoise(x_t, level)
+    torch.testing.assert_close(-eps / level.sigma, gradient, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(level.alpha * x0 + level.sigma * eps, x_t, rtol=1e-9, atol=1e-9)
+
+
+def test_a_full_covariance_that_is_diagonal_changes_nothing(mixture: GaussianMixture) -> None:
+    full = torch.diag_embed(mixture.stds.expand(3, 2) ** 2)
+    same = GaussianMixture(mixture.means, weights=mixture.weights, covariances=full)
+    level = Cosine()(0.4)
+    x_t = noisy(mixture, level)
+    for mine, other in zip(mixture.denoise(x_t, level), same.denoise(x_t, level), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(mixture.covariance, same.covariance)
+
+
+def test_samples_of_full_covariances_have_their_moments() -> None:
+    oracle, means, roots = correlated()
+    x0 = oracle.sample(200_000, torch.Generator().manual_seed(0)).to(F64)
+    weights = WEIGHTS.to(F64)
+    mean = weights @ means
+    second = torch.einsum(
+        "k,kfg->fg", weights, roots @ roots.mT + means[:, :, None] * means[:, None]
+    )
+    torch.testing.assert_close(oracle.mean, mean)
+    torch.testing.assert_close(oracle.covariance, second - mean[:, None] * mean)
+    torch.testing.assert_close(x0.mean(0), mean, rtol=0, atol=0.02)
+    torch.testing.assert_close(x0.T.cov(), oracle.covariance, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_posterior_has_the_denoisers_mean_and_bayes_density(level: NoiseLevel) -> None:
+    """p(x0 | x_t) = q(x_t | x0) p(x0) / p(x_t), at points of x0 taken at random."""
+    oracle, *_ = correlated()
+    diagonal = GaussianMixture(oracle.means, torch.rand(3, 4) + 0.1, WEIGHTS)
+    clean = Flow()(0.0)
+    for mixture in (
+        GaussianMixture(oracle.means, weights=WEIGHTS, covariances=torch.eye(4)),
+        diagonal,
+    ):
+        x_t = noisy(mixture, level, 1)
+        posterior = mixture.posterior(x_t, level)
+        torch.testing.assert_close(
+            posterior.mean, mixture.denoise(x_t, level).x0[0], rtol=1e-9, atol=1e-9
+        )
+        x0 = mixture.sample(50).to(F64)
+        away = (x_t - level.alpha * x0) / level.sigma
+        likelihood = -(away**2).sum(1) / 2 - 4 * (level.sigma * math.sqrt(2 * math.pi)).log()
+        wanted = likelihood + mixture.log_density(x0, clean) - mixture.log_density(x_t, level)
+        torch.testing.assert_close(posterior.log_density(x0, clean), wanted, rtol=1e-7, atol=1e-7)
+
+
+def test_the_posteriors_spread_is_the_derivative_of_the_denoiser() -> None:
+    """Cov[x0 | x_t] = (sigma²/alpha) d E[x0 | x_t] / d x_t, the second-order Tweedie formula."""
+    oracle, *_ = correlated()
+    level = Cosine()(0.35)
+    x_t = noisy(oracle, level, 1)
+    slope = torch.autograd.functional.jacobian(
+        lambda x: oracle.denoise(x[None], level).x0[0], x_t[0]
+    )
+    wanted = level.sigma**2 / level.alpha * slope
+    torch.testing.assert_close(
+        oracle.posterior(x_t, level).covariance, wanted, rtol=1e-8, atol=1e-8
+    )
+
+
+def test_a_point_mass_is_always_that_point() -> None:
+    point = torch.randn(3, 4, 4)
+    oracle = PointMass(point)
+    for level in LEVELS:
+        x_t = torch.randn(5, 3, 4, 4)
+        x0, eps = oracle.denoise(x_t, level)
+        torch.testing.assert_close(x0, point.expand(5, 3, 4, 4))
+        torch.testing.assert_close(
+            level.alpha * x0 + level.sigma * eps, x_t.to(F64), check_dtype=False
+        )
+    assert torch.equal(oracle.sample(2), torch.stack([point, point]))
+
+
+def test_bad_covariances_are_named() -> None:
+    means = torch.zeros(2, 3)
+    with pytest.raises(
+        ValueError, match=r"covariances of shape \(2, 2\): give \(3, 3\) or \(2, 3, 3\)"
+    ):
+        GaussianMixture(means, covariances=torch.eye(2))
+    with pytest.raises(ValueError, match="not symmetric"):
+        GaussianMixture(means, covariances=torch.ones(3, 3).triu())
+    with pytest.raises(ValueError, match="negative eigenvalue -1"):
+        GaussianMixture(means, covariances=-torch.eye(3))
+    with pytest.raises(ValueError, match="both stds and covariances"):
+        GaussianMixture(means, 1.0, covariances=torch.eye(3))
+    with pytest.raises(ValueError, match="2 samples: ask for one posterior"):
+        GaussianMixture(means).posterior(torch.zeros(2, 3), Cosine()(0.5))
+
+
+def test_the_variance_of_a_step_back_has_two_parts() -> None:
+    """Var[x_s | x_t] is the posterior's own variance plus what x0's uncertainty adds. Against samples of
+    x_t near one value, for which nothing but the forward process is used."""
+    mixture = GaussianMixture(torch.tensor([[-1.0], [1.0]], dtype=F64), 0.2)
+    t, s = Cosine()(0.6), Cosine()(0.4)
+    generator = torch.Generator().manual_seed(0)
+    x0 = mixture.sample(4_000_000, generator)
+    x_s = diffuse(x0, torch.randn(x0.shape, generator=generator, dtype=F64), s)
+    mean, std = transition(x_s, s, t)
+    x_t = mean + std * torch.randn(x0.shape, generator=generator, dtype=F64)
+    near = (x_t - 0.2).abs() < 0.01
+    at = torch.full((1, 1), 0.2, dtype=F64)
+    from_x0 = s.alpha * (std / t.sigma) ** 2
+    wanted = posterior_std(t, s) ** 2 + from_x0**2 * mixture.posterior(at, t).covariance[0, 0]
+    assert near.sum() > 20_000
+    assert x_s[near].var().item() == pytest.approx(wanted.item(), rel=0.03)

@@ -1,12 +1,12 @@
 import mpmath
 import pytest
 import torch
-from helpers import SCHEDULES, VARIANCE_PRESERVING
+from helpers import SCHEDULES
 
 import minidiff as md
 from minidiff.forward import broadcast, posterior_std, target_coefficients
 
-TARGETS = ("eps", "x0", "v", "flow")
+TARGETS = ("eps", "x0", "v", "flow", "edm")
 # Pairs s < t: neighbours, far apart, near both ends.
 PAIRS = [(0.001, 0.002), (0.1, 0.101), (0.2, 0.7), (0.03, 0.96), (0.5, 0.55), (0.97, 0.99)]
 
@@ -295,12 +295,16 @@ def exact_sigma(name: str, t: float) -> float:
         if name == "sigmoid":
             low, high, at = (1 / (1 + mpmath.exp(-x)) for x in (-3, 3, -3 + 6 * t))
             return float(mpmath.sqrt((at - low) / (high - low)))
+        if name == "vp":
+            return float(
+                mpmath.sqrt(-mpmath.expm1(-(mpmath.mpf("0.1") * t + mpmath.mpf("19.9") * t**2 / 2)))
+            )
         assert name == "linear"
         assert t < 0.00100001  # the first step: alpha² = (1 - beta_1)^(1000 t)
         return float(mpmath.sqrt(1 - (1 - mpmath.mpf(1e-4)) ** (1000 * t)))
 
 
-@pytest.mark.parametrize("name", VARIANCE_PRESERVING)
+@pytest.mark.parametrize("name", ["linear", "vp", "cosine", "sigmoid"])
 @pytest.mark.parametrize("t", [1e-3, 1e-4, 1e-6, 1e-8])
 def test_sigma_is_precise_at_tiny_times(name, t):
     """sqrt(1 - alpha²) loses its digits as alpha nears 1; the schedules do not."""
@@ -340,3 +344,23 @@ def test_transition_std_between_very_close_levels(name):
         exact = float(mpmath.sqrt(v_t**2 - (a_t / a_s * v_s) ** 2))
     std = md.transition(torch.ones(1, dtype=torch.float64), level_s, level_t).std.item()
     assert std == pytest.approx(exact, rel=1e-7)
+
+
+def test_edm_is_the_preconditioning_of_the_paper():
+    """Karras et al. 2022, table 1: D = c_skip x + c_out F, at alpha = 1 and sigma_data = 0.5."""
+    level = md.Karras()(torch.linspace(0, 1, 9, dtype=torch.float64))
+    x_t, out = torch.randn(2, 9, 5, dtype=torch.float64)
+    sigma = level.sigma[:, None]
+    c_skip = 0.25 / (sigma**2 + 0.25)
+    c_out = sigma * 0.5 / (sigma**2 + 0.25).sqrt()
+    x0 = md.from_target(out, x_t, level, "edm").x0
+    torch.testing.assert_close(x0, c_skip * x_t + c_out * out, rtol=1e-10, atol=1e-10)
+
+
+def test_edm_asks_for_unit_variance_at_every_level():
+    """What the network is to say has variance 1 if the data's is sigma_data² (appendix B.6)."""
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 100_000, generator=generator, dtype=torch.float64)
+    for t in (0.0, 0.1, 0.5, 0.9, 1.0):
+        wanted = md.to_target(x0 / 2, eps, md.Cosine()(t), "edm")
+        assert wanted.var().item() == pytest.approx(1, abs=0.02)

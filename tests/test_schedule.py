@@ -109,7 +109,7 @@ def test_noise_only_grows(name):
     level = SCHEDULES[name](torch.linspace(0, 1, 5001, dtype=torch.float64))
     assert (level.log_snr.diff() < 0).all()
     assert (level.alpha.diff() <= 0).all()
-    assert (level.sigma.diff() > 0).all()
+    assert (level.sigma.diff() >= 0).all()  # 1 - 1e-20 is 1
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -125,6 +125,10 @@ def test_ends(name):
         assert noise.alpha**2 == pytest.approx(
             4.0358e-5, rel=1e-4
         )  # Ho et al.: KL at T of 1e-5 bits
+    elif name == "vp":
+        assert noise.alpha**2 == pytest.approx(
+            math.exp(-0.1 - 19.9 / 2)
+        )  # Song et al. 2021b, eq. 33
     else:
         assert 0 <= noise.alpha < 1e-9
         assert noise.sigma == pytest.approx(1, abs=1e-15)
@@ -246,7 +250,7 @@ def test_config_round_trip(schedule):
 
 def test_unknown_schedule_is_named():
     with pytest.raises(
-        ValueError, match="unknown schedule 'Quadratic': choose one of Linear, Cosine,"
+        ValueError, match="unknown schedule 'Quadratic': choose one of Linear, Betas,"
     ):
         schedule_from_config({"name": "Quadratic"})
 
@@ -276,3 +280,114 @@ def test_bad_parameters_are_named_in_one_line(make, named):
     with pytest.raises(ValueError, match=named) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+# --- spacings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_time_is_the_inverse_of_log_snr(name):
+    schedule = SCHEDULES[name]
+    t = torch.linspace(0.001, 0.999, 333, dtype=torch.float64)
+    torch.testing.assert_close(schedule.time(schedule(t).log_snr), t, rtol=0, atol=1e-9)
+    assert schedule.time(math.inf) == 0
+    assert schedule.time(-math.inf) == 1
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("spacing", ["uniform", "trailing", "log_snr", "karras"])
+@pytest.mark.parametrize("n", STEPS)
+def test_every_spacing_falls_from_noise_to_data(name, spacing, n):
+    levels = SCHEDULES[name].levels(n, spacing)
+    assert len(levels) == n + 1
+    assert levels[-1].sigma == 0
+    assert levels[-1].alpha == 1
+    ratios = torch.stack([level.sigma / level.alpha for level in levels])
+    assert (ratios.diff() < 0).all()
+    assert ratios[0] > 10  # a start that pure noise may stand for
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_log_snr_spacing_is_even_in_log_snr(name):
+    log_snr = torch.stack([level.log_snr for level in SCHEDULES[name].levels(12, "log_snr")[:-1]])
+    torch.testing.assert_close(log_snr.diff(), log_snr.diff().mean().expand(11))
+    assert log_snr[0] >= -2 * math.log(80) - 1e-9
+    assert log_snr[-1] <= -2 * math.log(0.002) + 1e-9
+
+
+def test_karras_spacing_is_the_formula_of_the_paper_on_any_schedule():
+    """Karras et al. 2022, eq. 5, which the Karras schedule follows by itself."""
+    own = torch.stack([level.sigma for level in md.Karras().levels(9)])
+    for name in ("cosine", "karras", "shifted"):
+        levels = SCHEDULES[name].levels(9, "karras")
+        ratios = torch.stack([level.sigma / level.alpha for level in levels])
+        torch.testing.assert_close(ratios, own, rtol=1e-6, atol=0)
+
+
+def test_trailing_times_lie_on_the_grid_of_the_chain():
+    """Lin et al. 2023, table 2: round(flip(arange(T, 0, -T/n))), the last timestep first."""
+    times = [level.t.item() * 1000 for level in md.Linear().levels(7, "trailing")[:-1]]
+    assert times == pytest.approx([1000, 857, 714, 571, 429, 286, 143])
+    with pytest.raises(ValueError, match=r"levels\(30\): a chain of 20 steps"):
+        md.Linear(steps=20).levels(30, "trailing")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_an_unknown_spacing_is_named(name):
+    with pytest.raises(ValueError, match="unknown spacing 'leading': choose one of uniform"):
+        SCHEDULES[name].levels(5, "leading")
+
+
+# --- variants --------------------------------------------------------------------------------------
+
+
+def test_the_chain_tends_to_its_continuous_limit():
+    """Song et al. 2021b, appendix B: T steps with betas beta(t)/T; the difference falls like 1/T."""
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    limit = md.VP()(t).log_snr[1:]
+    errors = [
+        (md.Linear(0.1 / steps, 20 / steps, steps)(t).log_snr[1:] - limit).abs().max().item()
+        for steps in (1000, 10_000)
+    ]
+    assert errors[0] < 0.12
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)
+
+
+def test_vp_is_the_integral_of_its_rate():
+    t = number(0.37)
+    times = torch.linspace(0, 0.37, 100_001, dtype=torch.float64)
+    integral = torch.trapezoid(0.1 + times * 19.9, times)
+    assert md.VP()(t).alpha.item() ** 2 == pytest.approx(math.exp(-integral.item()), rel=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_shift_of_the_flow_is_sd3s_formula(shift):
+    """Esser et al. 2024, eq. 23."""
+    t = torch.linspace(0, 1, 51, dtype=torch.float64)
+    level = md.Shifted(md.Flow(), shift)(t)
+    wanted = shift * t / (1 + (shift - 1) * t)
+    torch.testing.assert_close(level.sigma, wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(level.alpha, 1 - wanted, rtol=0, atol=1e-12)
+    assert torch.equal(level.t, t)  # what the network is told
+
+
+@pytest.mark.parametrize("name", ["cosine", "sigmoid", "linear", "flow"])
+def test_shift_scales_the_ratio_of_noise_to_data(name):
+    t = torch.linspace(0.01, 0.9, 41, dtype=torch.float64)
+    base, shifted = SCHEDULES[name](t), md.Shifted(SCHEDULES[name], 2.0)(t)
+    torch.testing.assert_close(
+        shifted.sigma / shifted.alpha, 2 * base.sigma / base.alpha, rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_come_back_from_json(name):
+    config = json.loads(json.dumps(SCHEDULES[name].config()))
+    assert schedule_from_config(config) == SCHEDULES[name]
+
+
+def test_bad_variants_are_named():
+    with pytest.raises(ValueError, match="shift = 0 must be positive"):
+        md.Shifted(md.Flow(), 0)
+    with pytest.raises(ValueError, match="beta_min = -1 and beta_max = 20 are rates"):
+        md.VP(-1.0)
