@@ -83,8 +83,38 @@ def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """
 
     def clipped(x_t: Tensor, level: NoiseLevel) -> Prediction:
-        x0 = denoise(x_t, level).x0.clamp(low, high)
-        _, alpha, sigma = level.like(x_t)
-        return Prediction(x0, (x_t - alpha * x0) / sigma)
+        return _with_x0(denoise(x_t, level).x0.clamp(low, high), x_t, level)
 
     return clipped
+
+
+def threshold(denoise: Denoiser, percentile: float = 0.995) -> Denoiser:
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3): what strong guidance drives out of [-1, 1]
+    is scaled back into it, not cut off.
+
+    With s the given quantile of ``|x0|`` in each sample, at least 1, x0 is clipped to [-s, s] and divided
+    by s; the noise is derived again, as in :func:`clip`.
+
+    Args:
+        denoise: any denoiser of images in [-1, 1].
+        percentile: share of the values, in (0, 1], that count as not outlying.
+
+    Raises:
+        ValueError: ``percentile`` is outside (0, 1].
+    """
+    if not 0 < percentile <= 1:
+        raise ValueError(f"percentile = {percentile:g} is a share: give it in (0, 1]")
+
+    def thresholded(x_t: Tensor, level: NoiseLevel) -> Prediction:
+        x0 = denoise(x_t, level).x0
+        s = x0.abs().flatten(1).float().quantile(percentile, dim=1).clamp(min=1)  # (B,)
+        s = broadcast(s, x0)
+        return _with_x0(x0.clamp(-s, s) / s, x_t, level)
+
+    return thresholded
+
+
+def _with_x0(x0: Tensor, x_t: Tensor, level: NoiseLevel) -> Prediction:
+    """``x0`` and the noise that must then be in ``x_t``."""
+    _, alpha, sigma = level.like(x_t)
+    return Prediction(x0, (x_t - alpha * x0) / sigma)

@@ -5,8 +5,9 @@ clean sample and which noise it sees in ``x_t``; the sampler mixes the two again
 
     x_s = alpha_s * x0 + sigma_s * eps'
 
-What differs is how eps' is made: kept (DDIM), partly replaced by fresh noise (DDPM), averaged over the
-step (Heun), or kept while x0 is extrapolated from the last two guesses (DPM-Solver++).
+What differs is how the two are made. eps' is kept (DDIM), partly replaced by fresh noise (DDPM), or
+averaged over the step (Heun); x0 may be extrapolated from the last two guesses (DPM-Solver++). On the
+straight lines of ``Flow``, DDIM is Euler's method on the velocity, and eta = 1 its ancestral form.
 
 Samplers are generators: they yield the state after every step, and the caller shows, stores or stops::
 
@@ -22,13 +23,13 @@ sample makes a sample independent of the batch it is drawn in.
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minidiff.denoiser import Denoiser
-from minidiff.forward import TINY, NoiseLevel, posterior_std
+from minidiff.forward import TINY, NoiseLevel, posterior, posterior_std, transition
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """One generator for the whole batch, one per sample, or None for torch's global one."""
@@ -127,33 +128,54 @@ def ddim(
     Raises:
         ValueError: fewer than 2 levels, levels that do not fall, or eta outside [0, 1].
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta = {eta:g} is outside [0, 1]: 0 is deterministic, 1 is DDPM")
-    x, steps = _start(x, levels)
+    x, steps = _start(x, levels, eta)
     for level, target in steps:
         x0, eps = denoise(x, level)  # (B, ...) each
-        noise_std = eta * posterior_std(level, target)  # eq. 16
-        kept = (target.sigma**2 - noise_std**2).clamp(min=0).sqrt()  # noise that stays as it was
-        x = target.alpha * x0 + kept * eps
-        if noise_std > 0:  # not at eta = 0, and not at the last step
-            x = x + noise_std * randn_like(x, generator)
+        x = _mix(x0, eps, level, target, eta, generator)
         yield State(x, x0, target)
 
 
+@torch.no_grad()
 def ddpm(
     denoise: Denoiser,
     x: Tensor,
     levels: Sequence[NoiseLevel],
     *,
+    variance: Literal["posterior", "transition"] = "posterior",
     generator: Generators = None,
 ) -> Iterator[State]:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2) with the posterior's own variance.
+    """Ancestral sampling (Ho et al. 2020, algorithm 2).
 
-    Each step draws from ``q(x_s | x_t, x0)`` with the denoiser's x0 in place of the true one; the
-    variance is DDPM's "beta tilde" (eq. 7). It is DDIM with eta = 1, written so; the last step, to
-    sigma = 0, adds no noise. Arguments and states as in :func:`ddim`.
+    Each step draws from ``q(x_s | x_t, x0)`` with the denoiser's x0 in place of the true one. Of the two
+    variances of the paper (section 3.2), "posterior" is the smaller "beta tilde", the right one if all
+    data were one point; it makes this DDIM with eta = 1. "transition" is the larger beta, that of
+    ``q(x_t | x_s)``, the right one if data were N(0, I). The last step, to sigma = 0, adds no noise.
+
+    Args:
+        denoise: ``(x_t, level) -> Prediction``.
+        x: (B, ...) a sample at ``levels[0]``.
+        levels: n + 1 levels of falling noise.
+        variance: see above; the more steps, the less it matters.
+        generator: for the fresh noise.
+
+    Yields:
+        n states.
+
+    Raises:
+        ValueError: as for :func:`ddim`, or the variance is unknown.
     """
-    return ddim(denoise, x, levels, eta=1.0, generator=generator)
+    if variance not in ("posterior", "transition"):
+        raise ValueError(f"unknown variance {variance!r}: choose 'posterior' or 'transition'")
+    x, steps = _start(x, levels)
+    for level, target in steps:
+        x0, _ = denoise(x, level)  # (B, ...)
+        mean, std = posterior(x, x0, level, target)
+        if variance == "transition":
+            std = transition(x, target, level).std
+        x = mean
+        if target.sigma > 0:
+            x = x + std * randn_like(x, generator)
+        yield State(x, x0, target)
 
 
 @torch.no_grad()
@@ -179,16 +201,24 @@ def heun(denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel]) -> Iterator
 
 
 @torch.no_grad()
-def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel]) -> Iterator[State]:
+def dpmpp_2m(
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[NoiseLevel],
+    *,
+    eta: float = 0.0,
+    generator: Generators = None,
+) -> Iterator[State]:
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): second order at one call a step.
 
     Seen over lambda = log(alpha/sigma), the denoiser's x0 changes almost along a line, so the last two
     guesses tell where it will be in the middle of the coming step. The first step has no past and the
-    last, to sigma = 0, no finite length in lambda: both are DDIM's.
+    last, to sigma = 0, no finite length in lambda: both are DDIM's. With eta = 1 it is the paper's
+    SDE-DPM-Solver++(2M) (section 5).
 
-    Arguments and states as in :func:`ddim`; nothing here is random.
+    Arguments and states as in :func:`ddim`.
     """
-    x, steps = _start(x, levels)
+    x, steps = _start(x, levels, eta)
     old_x0, old_h = None, torch.inf
     for level, target in steps:
         x0, _ = denoise(x, level)  # (B, ...)
@@ -197,7 +227,7 @@ def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel]) -> Iter
         if old_x0 is not None and h < torch.inf and old_h < torch.inf:
             ahead = x0 + h / (2 * old_h) * (x0 - old_x0)
         eps = (x - level.alpha * ahead) / level.sigma
-        x = target.alpha * ahead + target.sigma * eps
+        x = _mix(ahead, eps, level, target, eta, generator)
         old_x0, old_h = x0, h
         yield State(x, ahead, target)
 
@@ -219,10 +249,29 @@ def sample(states: Iterable[State]) -> Tensor:
 SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m}
 
 
+def _mix(
+    x0: Tensor,
+    eps: Tensor,
+    level: NoiseLevel,
+    target: NoiseLevel,
+    eta: float,
+    generator: Generators,
+) -> Tensor:
+    """``alpha_s x0 + sigma_s eps'``, eta deciding how much of eps' is fresh (Song et al. 2021, eq. 12)."""
+    noise_std = eta * posterior_std(level, target)  # eq. 16
+    kept = (target.sigma**2 - noise_std**2).clamp(min=0).sqrt()  # noise that stays as it was
+    x = target.alpha * x0 + kept * eps
+    if noise_std > 0:  # not at eta = 0, and not at the last step
+        x = x + noise_std * randn_like(x, generator)
+    return x
+
+
 def _start(
-    x: Tensor, levels: Sequence[NoiseLevel]
+    x: Tensor, levels: Sequence[NoiseLevel], eta: float = 0.0
 ) -> tuple[Tensor, Iterator[tuple[NoiseLevel, NoiseLevel]]]:
     """``x`` in the precision of the sampler, and the checked steps (from, to)."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta = {eta:g} is outside [0, 1]: 0 is deterministic, 1 is DDPM")
     if len(levels) < 2:
         raise ValueError(f"{len(levels)} levels make no step: schedule.levels(n) gives n + 1")
     device = torch.device("cpu") if x.device.type != "mps" else x.device

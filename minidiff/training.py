@@ -29,7 +29,14 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from minidiff.denoiser import Condition, Diffusion
-from minidiff.forward import NoiseLevel, broadcast, diffuse, target_coefficients, to_target
+from minidiff.forward import (
+    SIGMA_DATA,
+    NoiseLevel,
+    broadcast,
+    diffuse,
+    target_coefficients,
+    to_target,
+)
 
 Batch = Tensor | tuple[Tensor, Condition | Sequence[str] | None] | list[Any]
 Weighting = Callable[[NoiseLevel], Tensor]
@@ -51,11 +58,32 @@ def snr_plus_one_weight(level: NoiseLevel) -> Tensor:
     return (level.snr + 1).clamp(max=50)
 
 
+def edm_weight(level: NoiseLevel) -> Tensor:
+    """EDM's lambda(sigma), 1/c_out², at any alpha (Karras et al. 2022, table 1): the plain squared error
+    of the target "edm", written for x0."""
+    variance = level.alpha**2 * SIGMA_DATA**2 + level.sigma**2  # of x_t
+    return variance / (level.sigma * SIGMA_DATA) ** 2
+
+
+def sigmoid_weight(level: NoiseLevel, bias: float = 2.0) -> Tensor:
+    """The squared error of eps times sigmoid(bias - log SNR), written for x0: clean levels, where only
+    the last digits of the data are at stake, count little (Kingma & Gao 2023, section 4 and figure 3)."""
+    return level.snr * torch.sigmoid(bias - level.log_snr)
+
+
+def uniform_weight(level: NoiseLevel) -> Tensor:
+    """1: the plain squared error of x0."""
+    return torch.ones_like(level.alpha)
+
+
 WEIGHTINGS: dict[str, Weighting | None] = {
     "simple": None,  # every level counts the same in the target's own units (Ho et al. 2020, eq. 14)
+    "uniform": uniform_weight,
     "snr": snr_weight,
     "min_snr": min_snr_weight,
     "snr_plus_one": snr_plus_one_weight,
+    "edm": edm_weight,
+    "sigmoid": sigmoid_weight,
 }
 
 
@@ -94,7 +122,7 @@ def loss(
         model: network, schedule and target.
         x0: clean samples (B, ...), images in [-1, 1].
         condition: what each sample shows, or None.
-        weighting: "simple", "snr", "min_snr", "snr_plus_one", or w(level).
+        weighting: "simple", "uniform", "snr", "min_snr", "snr_plus_one", "edm", "sigmoid", or w(level).
         condition_dropout: chance in [0, 1] that a sample's condition is withheld, drawn for each
             sample on its own; classifier-free guidance needs about 0.1.
         generator: source of times, noise and dropout, on the device of ``x0``.
@@ -377,6 +405,12 @@ def saved_steps(folder: str | os.PathLike[str]) -> int:
         raise FileNotFoundError(f"nothing to resume: {file} does not exist")
     with safe_open(file, framework="pt") as handle:
         return int(json.loads(handle.metadata()["training"])["steps"])
+
+
+def trained_weights(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights in ``training.safetensors`` as the optimizer left them, before averaging."""
+    tensors = load_file(Path(folder) / "training.safetensors")
+    return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
 
 
 def processes() -> PartialState:

@@ -18,6 +18,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from helpers import point_mass, two_peaks
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from minidiff.forward import posterior_std
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # theirs, about numpy
 
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
-STEPS = (1, 7, 20)
+STEPS = (1, 7, 13, 20, 50)
 NETWORK = two_peaks(0.4)
 
 
@@ -81,6 +82,32 @@ def test_cosine_is_squaredcos_cap_v2():
     torch.testing.assert_close(
         level.alpha[:-1] ** 2, scheduler.alphas_cumprod[:-1].double(), rtol=3e-4, atol=1e-9
     )
+
+
+def test_zero_terminal_snr_is_their_rescaling():
+    """Their alpha at the end is 0; ours is 1e-10, whose logarithm exists."""
+    level = md.Linear(zero_terminal_snr=True)((torch.arange(1000, dtype=torch.float64) + 1) / 1000)
+    betas = rescale_zero_terminal_snr(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    theirs = torch.cumprod(1 - betas, 0)
+    torch.testing.assert_close(level.alpha**2, theirs, rtol=1e-9, atol=1e-19)
+
+
+@pytest.mark.parametrize("n", STEPS)
+def test_trailing_spacing(n):
+    scheduler = DDIMScheduler(**BETAS, timestep_spacing="trailing")
+    scheduler.set_timesteps(n)
+    ours = [round(level.t.item() * 1000) - 1 for level in md.Linear().levels(n, "trailing")[:-1]]
+    assert ours == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("n", STEPS)
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_shifted_flow(n, shift):
+    """Their grid before the shift ends at 1/1000 and not at 0; given ours, the shift is the same."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 0, n + 1)[:-1])
+    ours = torch.stack([level.sigma for level in md.Shifted(md.Flow(), shift).levels(n)])
+    torch.testing.assert_close(ours.float(), scheduler.sigmas, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 20, 50])
@@ -279,6 +306,25 @@ def test_dpmpp_2m(n):
     ):
         eps = NETWORK(theirs.double(), level).eps.float()
         theirs = scheduler.step(eps, t, theirs).prev_sample
+        torch.testing.assert_close(state.x.float(), theirs, rtol=2e-4, atol=2e-4)
+    assert state.level.sigma == 0
+
+
+@pytest.mark.parametrize("n", STEPS)
+def test_dpmpp_2m_sde(n):
+    """eta = 1 is their "sde-dpmsolver++", fed with the same noise."""
+    scheduler = DPMSolverMultistepScheduler(
+        **BETAS, algorithm_type="sde-dpmsolver++", solver_order=2, solver_type="midpoint",
+        final_sigmas_type="zero",
+    )  # fmt: skip
+    scheduler.set_timesteps(timesteps=trailing(n))
+    levels, x = levels_at(trailing(n)), start(3, 4)
+    ours = md.dpmpp_2m(NETWORK, x, levels, eta=1.0, generator=torch.Generator().manual_seed(1))
+    theirs, generator = x.float(), torch.Generator().manual_seed(1)
+    for t, level, state in zip(scheduler.timesteps, levels, ours, strict=False):
+        eps = NETWORK(theirs.double(), level).eps.float()
+        fresh = torch.randn(3, 4, generator=generator)
+        theirs = scheduler.step(eps, t, theirs, variance_noise=fresh).prev_sample
         torch.testing.assert_close(state.x.float(), theirs, rtol=2e-4, atol=2e-4)
     assert state.level.sigma == 0
 

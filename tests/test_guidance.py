@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from helpers import gaussian, two_peaks
@@ -219,3 +220,20 @@ def test_a_clipped_and_guided_run_stays_in_range(sampler):
     found = md.sample(sampler(guided, x(50), md.Cosine().levels(25)))
     assert found.min() > 0.9
     assert found.max() <= 1 + 1e-9
+
+
+def test_dynamic_thresholding_is_imagens():
+    """Saharia et al. 2022, appendix A.1, in NumPy; and x_t is still the mixture of the two answers."""
+    level = md.Cosine()(0.6)
+    x_t = 2 * torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    x0 = torch.randn(3, 1, 8, 8, dtype=torch.float64) * torch.tensor([0.1, 1.0, 3.0]).reshape(
+        3, 1, 1, 1
+    )
+    result = md.threshold(lambda *_: md.Prediction(x0, x0), 0.9)(x_t, level)
+    for ours, plain in zip(result.x0, x0, strict=True):
+        s = max(1.0, np.quantile(plain.abs().numpy(), 0.9))
+        wanted = torch.from_numpy(np.clip(plain.numpy(), -s, s) / s)
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(level.alpha * result.x0 + level.sigma * result.eps, x_t)
+    with pytest.raises(ValueError, match="percentile = 0 is a share"):
+        md.threshold(lambda *_: md.Prediction(x0, x0), 0)

@@ -236,7 +236,7 @@ def test_ddpm_is_ddim_with_eta_1():
     x = md.noise((3, 2), levels[0], generator=generator())
     one = md.sample(md.ddpm(two_peaks(0.3), x, levels, generator=generator(1)))
     other = md.sample(md.ddim(two_peaks(0.3), x, levels, eta=1.0, generator=generator(1)))
-    assert torch.equal(one, other)
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     assert not torch.equal(
         one, md.sample(md.ddpm(two_peaks(0.3), x, levels, generator=generator(2)))
     )
@@ -340,3 +340,27 @@ def test_samples_have_the_distribution_of_the_data(sampler, n, name):
     ):
         error = (found**power).mean().item() - exact
         assert abs(error) < 4 * (variance / count) ** 0.5 + 0.02 * exact, power
+
+
+@pytest.mark.parametrize("n", [3, 10])
+def test_the_transition_variance_is_right_for_normal_data(n):
+    """Ho et al. 2020, section 3.2: for data N(0, I) the larger variance beta makes every step back exact,
+    and beta tilde loses variance. At the last step no noise is added in either case."""
+    levels = md.Cosine().levels(n)
+    x = md.noise((200_000, 1), levels[0], generator=torch.Generator().manual_seed(0))
+    stds = {}
+    for variance in ("transition", "posterior"):
+        run = md.ddpm(
+            gaussian(0.0, 1.0), x, levels, variance=variance,
+            generator=torch.Generator().manual_seed(1),
+        )  # fmt: skip
+        stds[variance] = [state.x.std().item() for state in run][:-1]
+    assert stds["transition"] == pytest.approx([1.0] * (n - 1), abs=0.01)
+    assert stds["posterior"][-1] < 0.97
+
+
+def test_an_unknown_variance_is_named():
+    with pytest.raises(
+        ValueError, match="unknown variance 'beta': choose 'posterior' or 'transition'"
+    ):
+        list(md.ddpm(gaussian(0.0, 1.0), torch.zeros(1, 1), md.Cosine().levels(2), variance="beta"))

@@ -117,7 +117,7 @@ def test_the_generator_decides_the_loss():
 def test_a_weighting_means_the_same_for_every_target(weighting, name):
     """w(level) counts squared errors of x0; the same guess has the same loss in every parametrisation."""
     x0, losses = data(), {}
-    for target in ("eps", "x0", "v", "flow"):
+    for target in ("eps", "x0", "v", "flow", "edm"):
         model = Guess(SCHEDULES[name], target)
         losses[target] = md.loss(model, x0, weighting=weighting, generator=generator()).item()
     weight = WEIGHTINGS[weighting](model.level)
@@ -180,7 +180,7 @@ def test_snr_plus_one_is_capped():
 
 def test_unknown_weighting_is_named():
     with pytest.raises(
-        ValueError, match="unknown weighting 'p2': choose one of simple, snr, min_snr"
+        ValueError, match="unknown weighting 'p2': choose one of simple, uniform, snr, min_snr"
     ):
         md.loss(Guess(md.Cosine()), data(), weighting="p2")
 
@@ -701,3 +701,25 @@ def test_two_processes_train_one_model(tmp_path):
     assert first["list"] == second["list"] == pytest.approx([5, 10, 15])
     # Four batches of the loader, two per step: means 1.5, 5.5 and 9.5, 13.5, then again.
     assert first["loader"] == second["loader"] == pytest.approx([3.5, 11.5, 3.5, 11.5])
+
+
+def test_edm_weighting_is_the_papers_lambda():
+    """Karras et al. 2022, table 1: lambda = (sigma² + sigma_data²) / (sigma sigma_data)², and with the
+    target "edm" it is the plain squared error of the output."""
+    level = md.Karras()(torch.linspace(0, 1, 9, dtype=torch.float64))
+    wanted = (level.sigma**2 + 0.25) / (level.sigma * 0.5) ** 2
+    torch.testing.assert_close(WEIGHTINGS["edm"](level), wanted)
+    found, _ = weights(md.Cosine(), "edm", "edm")
+    torch.testing.assert_close(found.double(), torch.ones(len(found)).double(), rtol=1e-4, atol=0)
+
+
+def test_sigmoid_weighting_of_eps():
+    """Kingma & Gao 2023: the squared error of eps counts sigmoid(2 - log SNR)."""
+    found, level = weights(md.Cosine(), "eps", "sigmoid")
+    wanted = 1 / (1 + (level.log_snr - 2).exp())
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=0)
+
+
+def test_uniform_weighting_is_the_error_of_x0():
+    found, _ = weights(md.Cosine(), "x0", "uniform")
+    torch.testing.assert_close(found, torch.ones_like(found))
