@@ -78,7 +78,7 @@ def critters_recipe(images: int = 40_000, size: int = 64) -> Recipe:
         "a gray dog in a party hat",
         "a hat",
     ]
-    return Recipe(model, data.render().images, data.caption, prompts, steps=1500)
+    return Recipe(model, data.render().images, data.caption, prompts, steps=1000)
 
 
 def fashion_mnist_recipe(data_root: str | os.PathLike[str] | None = None) -> Recipe:

@@ -335,7 +335,7 @@ def test_bad_arguments_are_named(make, message):
 
 def test_captions_need_a_text_encoder():
     model = md.Diffusion(NETWORKS["MLP"](), md.Cosine())
-    with pytest.raises(ValueError, match="no text encoder, so it cannot follow 'a cat'"):
+    with pytest.raises(ValueError, match="no text encoder, so it cannot follow \\['a cat'\\]"):
         model.denoise(torch.zeros(1, 3), md.Cosine()(0.5), ["a cat"])
 
 
@@ -558,3 +558,77 @@ def test_a_hub_id_is_fetched_and_failures_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"someone/model.*\(no route to host\)") as error:
         md.Diffusion.from_pretrained("someone/model")
     assert "\n" not in str(error.value)
+
+
+# --- blocks, written out ---------------------------------------------------------------------------
+
+
+def wake(part: nn.Module) -> nn.Module:
+    """Random numbers in place of the zeros with which some layers start."""
+    for p in part.parameters():
+        nn.init.normal_(p, std=0.2)
+    return part
+
+
+def test_a_unet_block_written_out():
+    """Norm, SiLU, convolution, twice, with scale and shift after the second norm (FiLM)."""
+    from minidiff.denoiser.unet import Block
+
+    torch.manual_seed(0)
+    block = wake(Block(16, 32, 8, attend=False, condition_dim=None))
+    x, e = torch.randn(2, 16, 6, 6), torch.randn(2, 8)
+
+    def normalised(h, norm):
+        parts = h.reshape(2, 8, -1)
+        parts = (parts - parts.mean(2, keepdim=True)) / (
+            parts.var(2, correction=0, keepdim=True) + 1e-5
+        ).sqrt()
+        weight, bias = norm.weight.reshape(1, -1, 1, 1), norm.bias.reshape(1, -1, 1, 1)
+        return parts.reshape(h.shape) * weight + bias
+
+    scale_shift = e @ block.scale_shift.weight.T + block.scale_shift.bias
+    scale, shift = scale_shift[:, :32, None, None], scale_shift[:, 32:, None, None]
+    h = normalised(x, block.norm1)
+    h = nn.functional.conv2d(h * torch.sigmoid(h), block.conv1.weight, block.conv1.bias, padding=1)
+    h = normalised(h, block.norm2) * (1 + scale) + shift
+    h = nn.functional.conv2d(h * torch.sigmoid(h), block.conv2.weight, block.conv2.bias, padding=1)
+    h = h + nn.functional.conv2d(x, block.skip.weight, block.skip.bias)
+    torch.testing.assert_close(block(x, e, None), h, rtol=1e-4, atol=1e-4)
+
+
+def test_a_transformer_block_written_out():
+    """adaLN (Peebles & Xie 2023, figure 3), with PyTorch's own multi-head attention."""
+    from minidiff.denoiser.dit import TransformerBlock
+
+    torch.manual_seed(0)
+    block = wake(TransformerBlock(64, None))
+    h, e = torch.randn(2, 10, 64), torch.randn(2, 64)
+    attention = nn.MultiheadAttention(64, 2, batch_first=True)
+    mine = block.attention
+    attention.in_proj_weight.data = torch.cat([mine.query.weight, mine.key_value.weight]).data
+    attention.in_proj_bias.data = torch.cat([mine.query.bias, mine.key_value.bias]).data
+    attention.out_proj.weight.data, attention.out_proj.bias.data = (
+        mine.out.weight.data,
+        mine.out.bias.data,
+    )
+
+    def normalised(h):
+        return (h - h.mean(2, keepdim=True)) / (h.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
+
+    modulation = (e @ block.modulation.weight.T + block.modulation.bias)[:, None]
+    scale1, shift1, gate1, scale2, shift2, gate2 = modulation.split(64, dim=2)
+    y = normalised(h) * (1 + scale1) + shift1
+    wanted = h + gate1 * attention(y, y, y)[0]
+    wanted = wanted + gate2 * block.mlp(normalised(wanted) * (1 + scale2) + shift2)
+    torch.testing.assert_close(block(h, e, None), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_shortcut_adds_the_image_times_a_factor_of_time():
+    torch.manual_seed(0)
+    net = md.UNet(width=32, multipliers=(1, 1), patch=2, attention=())
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([0.1, 0.9])
+    assert net(x, t).abs().max() == 0
+    nn.init.normal_(net.shortcut.weight)
+    factors = net.shortcut(net.embedding(t, None))  # (2, 3)
+    torch.testing.assert_close(net(x, t), factors[:, :, None, None] * x)
+    assert not torch.allclose(factors[0], factors[1])

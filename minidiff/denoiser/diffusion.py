@@ -16,7 +16,14 @@ from minidiff.denoiser.dit import DiT
 from minidiff.denoiser.layers import Condition
 from minidiff.denoiser.mlp import MLP
 from minidiff.denoiser.unet import UNet
-from minidiff.forward import NoiseLevel, Prediction, Target, broadcast, from_target
+from minidiff.forward import (
+    SIGMA_DATA,
+    NoiseLevel,
+    Prediction,
+    Target,
+    broadcast,
+    from_target,
+)
 from minidiff.schedule import Schedule, schedule_from_config
 
 NETWORKS: dict[str, Any] = {"UNet": UNet, "DiT": DiT, "MLP": MLP}
@@ -35,7 +42,7 @@ class Diffusion(nn.Module):
     Args:
         net: ``net(x, t, condition)`` -> tensor shaped like ``x``.
         schedule: which noise levels it is trained on.
-        target: what its output means: "eps", "x0", "v" or "flow".
+        target: what its output means: "eps", "x0", "v", "flow" or "edm".
         text: turns captions into conditions (:class:`minidiff.text.TextEncoder`); None for a model
             that takes :class:`Condition` tensors, or none.
         shape: shape of one sample, (C, H, W), for those who draw without data at hand; None if open.
@@ -72,7 +79,7 @@ class Diffusion(nn.Module):
             ValueError: the model has no text encoder.
         """
         if self.text is None:
-            raise ValueError(f"this model has no text encoder, so it cannot follow {captions[0]!r}")
+            raise ValueError(f"this model has no text encoder, so it cannot follow {captions!r}")
         return self.text(captions)
 
     def forward(
@@ -84,8 +91,9 @@ class Diffusion(nn.Module):
     ) -> Tensor:
         """The network's raw output, for training.
 
-        The input is brought to unit variance (data are taken to have variance 1, Karras et al. 2022,
-        eq. 7); for a schedule with alpha² + sigma² = 1 this changes nothing.
+        The input is brought to unit variance, c_in of Karras et al. 2022, eq. 7. Data are taken to have
+        variance 1, for target "edm" that paper's 0.25; a schedule with alpha² + sigma² = 1 and another
+        target then changes nothing.
 
         Args:
             x_t: noisy samples, (B, ...).
@@ -104,8 +112,9 @@ class Diffusion(nn.Module):
             encoded = encoded.expand(len(x_t))
             if drop is not None:
                 encoded = encoded.drop(drop)
-        scale = (level.alpha**2 + level.sigma**2).rsqrt()
-        x = (broadcast(scale, x_t) * x_t).to(next(self.net.parameters()).dtype)
+        data_std = SIGMA_DATA if self.target == "edm" else 1.0
+        scale = (level.alpha**2 * data_std**2 + level.sigma**2).rsqrt()
+        x = (broadcast(scale, x_t) * x_t).to(next(self.net.parameters()))  # its dtype and device
         t = level.t.to(x.device, torch.float32).expand(len(x))  # () or (B,) -> (B,)
         return self.net(x, t, encoded)
 
@@ -118,15 +127,15 @@ class Diffusion(nn.Module):
         """The clean sample and the noise the network sees in ``x_t``.
 
         Args:
-            x_t: noisy samples, (B, ...), any floating dtype.
+            x_t: noisy samples, (B, ...), any floating dtype, on any device.
             level: their level, () or (B,).
             condition: what each sample should show, or None.
 
         Returns:
-            Prediction with tensors of the shape and dtype of ``x_t``.
+            Prediction with tensors of the shape and dtype of ``x_t``, where ``x_t`` is.
         """
         out = self(x_t, level, condition)
-        return from_target(out.to(x_t.dtype), x_t, level, self.target)
+        return from_target(out.to(x_t), x_t, level, self.target)
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None
