@@ -23,13 +23,15 @@ CHECKS    := $(call find,tests tools benchmarks) README.md environment.yml const
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DELETE_ON_ERROR:
-.PHONY: help install test retest book notebooks lint format clean
+.PHONY: help install test retest book lab mutants notebooks lint format clean
 
 help:
 	@echo "make book       render the book, print where it is"
 	@echo "make test       lint, types, unit tests, then every notebook; skipped if nothing changed"
 	@echo "make retest     the same, whether or not anything changed"
+	@echo "make lab        open the notebooks in JupyterLab (installs it first)"
 	@echo "make notebooks  execute the notebooks again, in place"
+	@echo "make mutants    plant classic mistakes, one at a time: do the tests notice?"
 	@echo "make lint       lint and types only"
 	@echo "make format     put the code in the project's format"
 	@echo "make install    the virtual environment only ($(VENV))"
@@ -79,6 +81,14 @@ book: $(BOOK)
 $(BOOK): $(INSTALLED) $(LIBRARY) $(NOTEBOOKS) $(PAGES)
 	$(OFFLINE) $(BIN)/jupyter-book build -W --keep-going -n --all --quiet .
 	@touch $@
+
+lab: $(INSTALLED)
+	@test -x $(BIN)/jupyter-lab || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lab]' --constraint constraints.txt
+	$(BIN)/jupyter-lab notebooks
+
+# Plants classic mistakes in the library, one at a time: the tests must notice each.
+mutants: $(INSTALLED)
+	$(BIN)/python tests/mutants.py
 
 notebooks: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py
