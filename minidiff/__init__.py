@@ -5,8 +5,9 @@ The modules follow the chapters of the book: :mod:`~minidiff.forward`, :mod:`~mi
 :mod:`~minidiff.guidance` and :mod:`~minidiff.text`. What they define for users is also found here.
 """
 
-from minidiff import data, exact, metrics, plots
+from minidiff import data, exact, likelihood, metrics, plots
 from minidiff.denoiser import MLP, Condition, Denoiser, Diffusion, DiT, UNet
+from minidiff.doctor import doctor
 from minidiff.forward import (
     Gaussian,
     NoiseLevel,
@@ -17,19 +18,31 @@ from minidiff.forward import (
     to_target,
     transition,
 )
-from minidiff.guidance import clip, guide
+from minidiff.guidance import clip, guide, threshold
+from minidiff.interop import from_diffusers
 from minidiff.pipeline import TextToImage
 from minidiff.sampling import State, ddim, ddpm, dpmpp_2m, generators, heun, noise, sample
-from minidiff.schedule import Cosine, Flow, Karras, Linear, Schedule, Sigmoid
+from minidiff.schedule import (
+    VP,
+    Betas,
+    Cosine,
+    Flow,
+    Karras,
+    Linear,
+    Schedule,
+    Shifted,
+    Sigmoid,
+)
 from minidiff.text import TextEncoder
 from minidiff.training import EMA, Step, loss, train
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "EMA", "MLP", "Condition", "Cosine", "Denoiser", "DiT", "Diffusion", "Flow", "Gaussian", "Karras",
-    "Linear", "NoiseLevel", "Prediction", "Schedule", "Sigmoid", "State", "Step", "TextEncoder",
-    "TextToImage", "UNet", "clip", "data", "ddim", "ddpm", "diffuse", "dpmpp_2m", "exact",
-    "from_target", "generators", "guide", "heun", "loss", "metrics", "noise", "plots", "posterior",
-    "sample", "to_target", "train", "transition",
+    "EMA", "MLP", "VP", "Betas", "Condition", "Cosine", "Denoiser", "DiT", "Diffusion", "Flow", "Gaussian",
+    "Karras", "Linear", "NoiseLevel", "Prediction", "Schedule", "Shifted", "Sigmoid", "State", "Step",
+    "TextEncoder", "TextToImage", "UNet", "clip", "data", "ddim", "ddpm", "diffuse", "doctor", "dpmpp_2m",
+    "exact",
+    "from_diffusers", "from_target", "generators", "guide", "heun", "likelihood", "loss", "metrics",
+    "noise", "plots", "posterior", "sample", "threshold", "to_target", "train", "transition",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
-"""The ``minidiff`` command: sample, train, evaluate."""
+"""The ``minidiff`` command: sample, train, evaluate, doctor."""
 
+import copy
 import json
 import os
 import secrets
@@ -15,14 +16,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from minidiff import recipes
+from minidiff.data import Critters, captioned_folder, fashion_mnist
 from minidiff.data import reader as readers
+from minidiff.data.critters import vocabulary
+from minidiff.denoiser import Diffusion
+from minidiff.doctor import doctor as examine
 from minidiff.evaluation import evaluate_critters, reader_accuracy
 from minidiff.pipeline import TextToImage
 from minidiff.plots import save_grid
-from minidiff.training import processes
+from minidiff.training import processes, trained_weights
 
 app = typer.Typer(
-    help="Small diffusion models: draw with one, train one, measure one.",
+    help="Small diffusion models: draw with one, train one, measure one, examine one.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -148,6 +153,56 @@ def evaluate(
         typer.echo(f"{name:36} {score}")
     if output is not None:
         write_json({name: {**score._asdict()} for name, score in scores.items()}, output)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="Shipped model, folder of a run, or hub id.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(help="critters, fashion-mnist or a folder: what it was trained on."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=32, help="Images of the data to look at.")] = 256,
+    data_root: Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of data and noise.")] = 0,
+) -> None:
+    """Say what is wrong with a model, or what it has learned; exit code 2 if something is wrong."""
+    diffusion = Diffusion.from_pretrained(model)
+    known = diffusion.text.tokenizer.get_vocab() if diffusion.text is not None else {}  # type: ignore[union-attr, operator]
+    if data is None and all(word in known for word in vocabulary()):
+        data = "critters"
+    images, captions = None, None
+    if data is not None:
+        if diffusion.shape is None:
+            raise ValueError(
+                "the model does not say the shape of its images: look at it from Python"
+            )
+        images, captions = some_data(data, diffusion.shape[-1], samples, data_root, seed)
+    raw = None
+    if (Path(model) / "training.safetensors").is_file():
+        raw = copy.deepcopy(diffusion)
+        raw.load_state_dict(trained_weights(model))
+    told = captions if diffusion.text is not None else None
+    report = examine(diffusion, images, told, raw=raw, seed=seed)
+    typer.echo(str(report))
+    if report.findings:
+        raise typer.Exit(2)
+
+
+def some_data(
+    name: str, size: int, n: int, data_root: Path | None, seed: int
+) -> tuple[torch.Tensor, list[str]]:
+    """``n`` images in [-1, 1] and their captions, of a recipe's data or a folder."""
+    if name == "critters":
+        data = Critters(n, size, "train", seed=seed)
+        images, captions = data.render().images, data.captions()
+    elif name == "fashion-mnist":
+        images, captions = fashion_mnist(data_root)
+    elif Path(name).is_dir():
+        images, captions, _ = captioned_folder(name, size)
+    else:
+        raise ValueError(f"no data {name!r}: use critters, fashion-mnist or a folder")
+    return images[:n].float() / 127.5 - 1, captions[:n]
 
 
 def say(text: str) -> None:

@@ -66,6 +66,7 @@ class TextToImage:
         steps: int = 20,
         guidance: float = 3.0,
         negative: str | None = None,
+        interval: tuple[float, float] = (0.0, 1.0),
         seed: int = 0,
         sampler: str = "dpmpp_2m",
         size: tuple[int, int] | None = None,
@@ -82,6 +83,7 @@ class TextToImage:
             steps: sampling steps.
             guidance: guidance scale; 1 is none.
             negative: what to stay away from.
+            interval: times between which guidance acts, see :func:`~minidiff.guidance.guide`.
             seed: the same seed gives the same images.
             sampler: "dpmpp_2m", "heun", "ddim" or "ddpm".
             size: (height, width); None for the size the model was trained on.
@@ -110,7 +112,7 @@ class TextToImage:
         for start in range(0, count, batch_size):
             numbers = range(start, min(start + batch_size, count))
             asked = Condition(*(part[[i // num_images for i in numbers]] for part in condition))
-            denoise = clip(guide(model.denoise, asked, guidance, other))
+            denoise = clip(guide(model.denoise, asked, guidance, other, interval))
             random = generators(seed + start, len(numbers))
             x = noise((len(numbers), *shape), levels[0], generator=random, device=model.device)
             extra = {"generator": random} if sampler == "ddpm" else {}

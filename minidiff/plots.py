@@ -125,11 +125,22 @@ def images(
         if labels is not None and len(labels) > places:
             raise ValueError(f"{len(labels)} {name} for {places} places")
     wrapped = [textwrap.fill(title, max(8, int(14 * scale))) for title in titles or ()]
+    # Every image is placed by hand, in inches: a layout engine would shrink them to fit the labels.
     lines = max((title.count("\n") + 1 for title in wrapped), default=0)
-    height = scale * x.shape[2] / x.shape[3] + 0.15 * lines
-    figure, axes = panels(nrows, ncols, (scale, height))
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
-    axes = np.atleast_1d(axes).reshape(nrows, ncols)
+    longest = max((len(line) for label in rows or () for line in label.split("\n")), default=0)
+    left, top = 0.1 + 0.085 * longest if longest else 0.0, 0.27 if columns else 0.0
+    above, gap = 0.05 + 0.135 * lines if lines else 0.0, 0.05
+    image_height = scale * x.shape[2] / x.shape[3]
+    step = scale + gap, above + image_height + gap
+    width, height = left + ncols * step[0], top + nrows * step[1]
+    figure = _Figure(figsize=(width, height))
+    figure.set_layout_engine("none")
+    axes = np.empty((nrows, ncols), dtype=object)
+    for row, column in np.ndindex(nrows, ncols):
+        corner = left + column * step[0], height - top - (row + 1) * step[1] + gap / 2
+        axes[row, column] = figure.add_axes(
+            (corner[0] / width, corner[1] / height, scale / width, image_height / height)
+        )
     for place, ax in enumerate(axes.flat):
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -423,7 +434,7 @@ def schedules(named: Mapping[str, Schedule]) -> Figure:
     Args:
         named: name in the legend -> schedule.
     """
-    figure, axes = panels(1, 3, (3.3, 2.9))
+    figure, axes = panels(1, 3, (2.6, 2.5))
     t = torch.linspace(0, 1, 501, dtype=torch.float64)
     for name, schedule in named.items():
         level = schedule(t)
@@ -433,7 +444,7 @@ def schedules(named: Mapping[str, Schedule]) -> Figure:
     for ax, title in zip(axes, ("alpha: data", "sigma: noise", "log SNR"), strict=True):
         ax.set(xlabel="t", title=title, xlim=(0, 1), ylim=(0, 1.04))
     axes[2].set_ylim(-15, 15)
-    axes[2].legend(loc="upper right", fontsize=9)
+    axes[2].legend(loc="upper right", fontsize=8)
     return figure
 
 
@@ -510,8 +521,10 @@ class _Figure(Figure):
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         file = io.BytesIO()
-        self.savefig(file, format="png", dpi=2 * self.dpi)
-        if not any(ax.images for ax in self.axes):  # 256 colours do: a third of the bytes
+        if any(ax.images for ax in self.axes):  # pixels of 64 to the inch gain nothing from more
+            self.savefig(file, format="png", dpi=1.28 * self.dpi)
+        else:  # 256 colours do: a third of the bytes
+            self.savefig(file, format="png", dpi=2 * self.dpi)
             drawing = Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE)
             file = io.BytesIO()
             drawing.save(file, "PNG", optimize=True)

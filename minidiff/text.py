@@ -105,10 +105,12 @@ class TextEncoder(nn.Module):
             Condition with tokens (B, T, D), mask (B, T) and pooled (B, D), the mean of the token states.
 
         Raises:
-            ValueError: a string was given in place of a list of strings.
+            ValueError: a string was given in place of a list of strings, or the list is empty.
         """
         if isinstance(captions, str):
             raise ValueError(f"captions = {captions!r} is one string: give a list of them")
+        if not captions:
+            raise ValueError("no captions: give a list with at least one; '' stands for anything")
         batch = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.max_length,
             return_tensors="pt", return_token_type_ids=False, return_offsets_mapping=True,

@@ -1,5 +1,7 @@
 """The files around the code agree with each other: versions, notebooks, book."""
 
+import json
+import pkgutil
 import re
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires
@@ -142,3 +144,34 @@ def test_citation_keys_are_defined_once_and_every_citation_has_its_entry():
 def test_notebook_is_executed_and_fit_to_commit(path):
     """nbval passes silently over a notebook that was never executed; this does not."""
     assert list(problems(path)) == []
+
+
+# --- the ledger of equations -----------------------------------------------------------------------
+
+LEDGER = (ROOT / "book" / "equations.md").read_text()
+ROWS = re.findall(r"^\| \{eq\}`(.+?)` \| \{py:\w+\}`(.+?)` \| `(.+?)::(.+?)` \|$", LEDGER, re.M)
+
+
+def numbered_equations() -> set[str]:
+    """The labels of the equations in the chapters: `$$ (label)` and `:label: name`."""
+    labels: list[str] = []
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text())["cells"]:
+            if cell["cell_type"] == "markdown":
+                text = "".join(cell["source"])
+                labels += re.findall(r"\$\$\s*\(([\w-]+)\)", text)
+                labels += re.findall(r"^:label:\s*([\w-]+)", text, re.M)
+    assert len(labels) == len(set(labels)), "two equations share a label"
+    return set(labels)
+
+
+def test_every_equation_is_in_the_ledger():
+    assert len(ROWS) == LEDGER.count("{eq}`"), "a row of book/equations.md is not in the usual form"
+    known = {label for label, *_ in ROWS}
+    assert known == numbered_equations()
+
+
+@pytest.mark.parametrize("label,function,file,test", ROWS, ids=[row[0] for row in ROWS])
+def test_what_the_ledger_names_exists(label, function, file, test):
+    assert callable(pkgutil.resolve_name(function)), function
+    assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text()

@@ -3,10 +3,16 @@
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import typer.main
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
 
+import minidiff as md
 from minidiff.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -50,3 +56,38 @@ def test_python_of_the_page_runs(page, tmp_path, monkeypatch):
         exec(compile(block, f"{page}, block {number}", "exec"), session)
     assert (tmp_path / "cat.png").is_file()
     assert session["x"].shape == (1000, 2)  # the last thing drawn on both pages
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_python_of_the_page_on_latent_models_runs(tmp_path, monkeypatch):
+    """All but the download: the parts are of the real classes, small and untrained."""
+    torch.manual_seed(0)
+    words = md.TextEncoder.from_captions(["a cat in a hat"]).tokenizer
+    words.model_max_length = 8
+    parts = SimpleNamespace(
+        tokenizer=words,
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                num_attention_heads=2, max_position_embeddings=8,
+            )
+        ).eval(),
+        unet=UNet2DConditionModel(
+            block_out_channels=(8, 8), layers_per_block=1, cross_attention_dim=16, norm_num_groups=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), attention_head_dim=4,
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        ),
+        vae=AutoencoderKL(
+            block_out_channels=(4, 4, 4, 4), norm_num_groups=2, latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        ).eval(),
+        scheduler=PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+    )  # fmt: skip
+    download, code = blocks(PAGES["latents.md"], "python")
+    assert "from_pretrained" in download
+    monkeypatch.chdir(tmp_path)
+    session: dict[str, object] = {"parts": parts}
+    exec(compile(code, "latents.md", "exec"), session)
+    assert session["images"].shape == (1, 3, 512, 512)
+    assert Image.open("latent-cat.png").size == (512, 512)
+    assert session["levels"][0].alpha == pytest.approx(0.068, abs=5e-4)  # as the page says
