@@ -24,7 +24,8 @@ from minidiff.doctor import doctor as examine
 from minidiff.evaluation import evaluate_critters, reader_accuracy
 from minidiff.pipeline import TextToImage
 from minidiff.plots import save_grid
-from minidiff.training import processes, trained_weights
+from minidiff.state import trained_weights
+from minidiff.training import processes
 
 app = typer.Typer(
     help="Small diffusion models: draw with one, train one, measure one, examine one.",

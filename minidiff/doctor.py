@@ -16,9 +16,10 @@ checks for the mistakes that people make: each :class:`Finding` names one and sa
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ from torch import Tensor, nn
 
 from minidiff.denoiser import Condition, Diffusion
 from minidiff.exact import FiniteData, GaussianMixture
-from minidiff.forward import TINY, NoiseLevel, diffuse, target_coefficients
+from minidiff.forward import TINY, NoiseLevel, Prediction, diffuse, target_coefficients
 
+Told = Condition | Sequence[str] | None
 TIMES = (0.02, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 1.0)
 SIGNIFICANT = 4.0  # standard errors
 
@@ -109,7 +111,7 @@ class Report:
 def doctor(
     model: Diffusion,
     x0: Tensor | None = None,
-    condition: Condition | Sequence[str] | None = None,
+    condition: Told = None,
     *,
     raw: Diffusion | None = None,
     oracle: GaussianMixture | None = None,
@@ -131,119 +133,94 @@ def doctor(
     Returns:
         The findings, and the errors level by level.
     """
-    report = Report()
-    report.findings += _schedule_findings(model)
-    report.findings += _mode_findings(model)
-    broken = _weight_findings(model)
-    report.findings += broken
+    checks = [_check_schedule(model), _check_mode(model), _check_weights(model)]
+    report = Report(list(chain(*checks)))
     if x0 is None:
         return report
-    report.findings += _data_findings(x0)
+    report.findings += _check_data(x0)
     x0 = x0.to(model.device, torch.float32)
-    if x0.isfinite().all() and not broken:
-        report.findings += _number_findings(model, x0, condition, seed)
-    if any(f.name in ("nan", "weights", "data") for f in report.findings):
+    if not {"weights", "data"} & {finding.name for finding in report.findings}:
+        report.findings += _check_numbers(model, x0, condition, seed)
+    if {"weights", "data", "nan"} & {finding.name for finding in report.findings}:
         return report  # errors of what is not a number say nothing
     report.levels = _errors(model, x0, condition, oracle, seed)
-    report.findings += _level_findings(report)
-    report.findings += _time_findings(model, x0, condition, seed)
+    report.findings += _check_levels(report)
+    report.findings += _check_time(model, x0, condition, seed)
     if condition is not None:
-        report.findings += _condition_findings(model, x0, condition, seed)
+        report.findings += _check_condition(model, x0, condition, seed)
     if raw is not None:
         lagging = _errors(raw.to(model.device), x0, condition, oracle, seed)
-        report.findings += _ema_findings(report.levels, lagging)
+        report.findings += _check_ema(report.levels, lagging)
     if guide is not None:
-        report.findings += _guidance_findings(guide, seed)
+        report.findings += _check_guidance(guide, seed)
     return report
 
 
 # --- the model alone ----------------------------------------------------------------------------
 
 
-def _schedule_findings(model: Diffusion) -> list[Finding]:
-    found = []
+def _check_schedule(model: Diffusion) -> Iterator[Finding]:
     top = model.schedule(1.0)
     if top.alpha > 0.1 * top.sigma:
-        found.append(
-            Finding(
-                "terminal snr",
-                f"at t = 1 alpha is {top.alpha:.2g} and sigma {top.sigma:.2g}: training never shows pure "
-                "noise, sampling starts from it.",
-                "End the schedule in noise (more steps, larger betas, zero_terminal_snr).",
-            )
-        )
-    p, q = target_coefficients(model.target, top)
-    if (top.alpha * q - top.sigma * p).abs() < TINY:
-        found.append(
-            Finding(
-                "target",
-                f"target {model.target!r} says nothing about x0 at t = 1, where alpha is 0.",
-                "Use target 'x0', 'v' or 'flow'.",
-            )
-        )
+        seen = f"at t = 1 alpha is {top.alpha:.2g} and sigma {top.sigma:.2g}"
+        what = f"{seen}: training never shows pure noise, sampling starts from it."
+        advice = "End the schedule in noise (more steps, larger betas, zero_terminal_snr)."
+        yield Finding("terminal snr", what, advice)
+    if _undefined(model, top):
+        what = f"target {model.target!r} says nothing about x0 at t = 1, where alpha is 0."
+        yield Finding("target", what, "Use target 'x0', 'v' or 'flow'.")
     log_snr = model.schedule(torch.linspace(0, 1, 101, dtype=torch.float64)).log_snr
     if bool((log_snr.diff() > 0).any()):
-        found.append(
-            Finding("schedule", "the SNR rises somewhere on the way to t = 1.", "Let it only fall.")
-        )
-    return found
+        what = "the SNR rises somewhere on the way to t = 1."
+        yield Finding("schedule", what, "Let it only fall.")
 
 
-def _mode_findings(model: Diffusion) -> list[Finding]:
-    noisy = [name for name, part in model.named_modules() if _random(part) and part.training]
-    if not noisy:
-        return []
-    what = f"{noisy[0]!r} is in train mode and answers at random."
-    return [Finding("train mode", what, "Call model.eval() before sampling.")]
+def _check_mode(model: Diffusion) -> Iterator[Finding]:
+    random = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm
+    for name, part in model.named_modules():
+        if isinstance(part, random) and part.training and getattr(part, "p", 1) > 0:
+            what = f"{name!r} is in train mode and answers at random."
+            yield Finding("train mode", what, "Call model.eval() before sampling.")
+            return
 
 
-def _random(part: nn.Module) -> bool:
-    dropout = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
-    return dropout or isinstance(part, nn.modules.batchnorm._BatchNorm)
-
-
-def _weight_findings(model: Diffusion) -> list[Finding]:
+def _check_weights(model: Diffusion) -> Iterator[Finding]:
     for name, value in model.named_parameters():
-        if not bool(value.isfinite().all()):
-            what = f"{name} holds {int((~value.isfinite()).sum())} values that are not finite."
+        if bad := int((~value.isfinite()).sum()):
+            what = f"{name} holds {bad} values that are not finite."
             advice = "Go back to an earlier checkpoint; lower the learning rate or clip gradients."
-            return [Finding("weights", what, advice)]
-    return []
+            yield Finding("weights", what, advice)
+            return
 
 
 # --- the data -----------------------------------------------------------------------------------
 
 
-def _data_findings(x0: Tensor) -> list[Finding]:
+def _check_data(x0: Tensor) -> Iterator[Finding]:
+    low, high, std = x0.min().item(), x0.max().item(), x0.double().std().item()
+    reach = f"images lie in [{low:.2g}, {high:.2g}]"
     if not x0.is_floating_point():
-        what = f"data are {x0.dtype}."
-        return [Finding("data range", what, "Bring them to float in [-1, 1]: x / 127.5 - 1.")]
-    if not bool(x0.isfinite().all()):
-        what = (
-            f"{int((~x0.isfinite()).flatten(1).any(1).sum())} of {len(x0)} samples hold nan or inf."
-        )
-        return [Finding("data", what, "Find and drop them.")]
-    low, high, std = x0.min().item(), x0.max().item(), x0.std().item()
-    if std < 1e-6:
-        return [Finding("data", f"all values are {low:g}.", "There is nothing to learn from them.")]
-    if x0.ndim == 4 and low >= 0:
-        what = f"images lie in [{low:.2g}, {high:.2g}], not in [-1, 1]."
-        return [Finding("data range", what, "Train and sample on 2 * x - 1.")]
-    if x0.ndim == 4 and max(-low, high) > 1.5:
-        what = f"images lie in [{low:.2g}, {high:.2g}]; samples are clipped to [-1, 1]."
-        return [Finding("data range", what, "Scale them, do not standardise them.")]
-    if not 0.1 < std < 3:
+        advice = "Bring them to float in [-1, 1]: x / 127.5 - 1."
+        yield Finding("data range", f"data are {x0.dtype}.", advice)
+    elif bad := int((~x0.isfinite()).flatten(1).any(1).sum()):
+        what = f"{bad} of {len(x0)} samples hold nan or inf."
+        yield Finding("data", what, "Find and drop them.")
+    elif std < 1e-6:
+        yield Finding("data", f"all values are {low:g}.", "There is nothing to learn from them.")
+    elif x0.ndim == 4 and low >= 0:
+        yield Finding("data range", f"{reach}, not in [-1, 1].", "Train and sample on 2 * x - 1.")
+    elif x0.ndim == 4 and max(-low, high) > 1.5:
+        what = f"{reach}; samples are clipped to [-1, 1]."
+        yield Finding("data range", what, "Scale them, do not standardise them.")
+    elif not 0.1 < std < 3:
         what = f"their standard deviation is {std:.2g}; schedules are made for about 0.5 to 1."
-        return [Finding("data range", what, "Scale the data.")]
-    return []
+        yield Finding("data range", what, "Scale the data.")
 
 
 # --- numbers ------------------------------------------------------------------------------------
 
 
-def _number_findings(
-    model: Diffusion, x0: Tensor, condition: Condition | Sequence[str] | None, seed: int
-) -> list[Finding]:
+def _check_numbers(model: Diffusion, x0: Tensor, condition: Told, seed: int) -> Iterator[Finding]:
     """Which layer makes the first nan or inf, in float32 and in bfloat16?"""
     x0, condition = x0[:16], _part(condition, range(min(16, len(x0))))
     level = model.schedule(torch.linspace(0.02, 1, len(x0), dtype=torch.float64))
@@ -262,10 +239,8 @@ def _number_findings(
         if not bool(output.isfinite().all()):
             where = f" from {culprits[0]!r} on" if culprits else ""
             what = f"in {name} the output is not finite{where}."
-            return [
-                Finding("nan", what, f"Keep that layer out of {name}, or bound what it computes.")
-            ]
-    return []
+            yield Finding("nan", what, f"Keep that layer out of {name}, or bound its output.")
+            return
 
 
 def _note(path: str, culprits: list[str], part: nn.Module, inputs: Any, out: Any) -> None:
@@ -278,11 +253,7 @@ def _note(path: str, culprits: list[str], part: nn.Module, inputs: Any, out: Any
 
 
 def _errors(
-    model: Diffusion,
-    x0: Tensor,
-    condition: Condition | Sequence[str] | None,
-    oracle: GaussianMixture | None,
-    seed: int,
+    model: Diffusion, x0: Tensor, condition: Told, oracle: GaussianMixture | None, seed: int
 ) -> list[LevelError]:
     exact = FiniteData(x0) if oracle is None else oracle
     mean, variance = x0.mean(0), x0.var(0)  # (...), of each element
@@ -307,50 +278,39 @@ def _errors(
     return found
 
 
-def _level_findings(report: Report) -> list[Finding]:
+def _check_levels(report: Report) -> Iterator[Finding]:
     """Levels at which a linear guess does better than the network; or as well nearly everywhere."""
     levels = report.levels
     bad = [e for e in levels if e.excess > max(SIGNIFICANT * e.stderr, 0.05 * e.trivial)]
     if not any(e.learned > 0.5 for e in levels) and (bad or report.learned < 0.1):
-        learned = f"{100 * report.learned:.0f} %"
-        what = f"of what can be learned from these data it has learned {learned}."
+        share = f"{100 * report.learned:.0f} %"
+        what = f"of what can be learned from these data it has learned {share}."
         advice = "Train for longer, or are target, schedule and data those it was trained with?"
-        return [Finding("not learned", what, advice)]
-    if not bad:
-        return []
-    times = ", ".join(f"{e.t:g}" for e in bad)
-    worst = max(bad, key=lambda e: e.model / e.trivial)
-    what = (
-        f"at t = {times} a linear guess is better; at t = {worst.t:g} the model errs "
-        f"{worst.model / worst.trivial:.3g} times as much."
-    )
-    where = "high" if bad[-1].t > 0.5 else "low"
-    advice = (
-        f"Train at these times too: was t drawn from all of (0, 1]? The {where} end is missing."
-    )
-    return [Finding("t coverage", what, advice)]
+        yield Finding("not learned", what, advice)
+    elif bad:
+        times = ", ".join(f"{e.t:g}" for e in bad)
+        worst = max(bad, key=lambda e: e.model / e.trivial)
+        much = f"at t = {worst.t:g} the model errs {worst.model / worst.trivial:.3g} times as much"
+        where = "high" if bad[-1].t > 0.5 else "low"
+        advice = f"Was t drawn from all of (0, 1]? The {where} end is missing."
+        yield Finding("t coverage", f"at t = {times} a linear guess is better; {much}.", advice)
 
 
-def _time_findings(
-    model: Diffusion, x0: Tensor, condition: Condition | Sequence[str] | None, seed: int
-) -> list[Finding]:
+def _check_time(model: Diffusion, x0: Tensor, condition: Told, seed: int) -> Iterator[Finding]:
     """The same input announced with other times must give other outputs."""
     x0, condition = x0[:32], _part(condition, range(min(32, len(x0))))
     level = model.schedule(0.5)
     x_t = diffuse(x0, _noise(x0, seed), level)
     right = model(x_t, level, condition).float()
-    if not bool(right.any()):
-        return []  # a network that says nothing at all yet
     wrong = [model(x_t, level._replace(t=level.t * 0 + t), condition).float() for t in (0.1, 0.9)]
-    if max((right - other).abs().max().item() for other in wrong) > 1e-6 * right.abs().max().item():
-        return []
-    what = "the output does not depend on the time."
-    return [Finding("time", what, "Pass t to the network, and train its embedding.")]
+    difference = max((right - other).abs().max().item() for other in wrong)
+    # A network that says nothing at all yet, all zeros, is not to blame.
+    if bool(right.any()) and difference <= 1e-6 * right.abs().max().item():
+        advice = "Pass t to the network, and train its embedding."
+        yield Finding("time", "the output does not depend on the time.", advice)
 
 
-def _condition_findings(
-    model: Diffusion, x0: Tensor, condition: Condition | Sequence[str], seed: int
-) -> list[Finding]:
+def _check_condition(model: Diffusion, x0: Tensor, condition: Told, seed: int) -> Iterator[Finding]:
     """Is the condition heard, and does it tell anything about the data?"""
     level = model.schedule(0.8)
     x_t = diffuse(x0, _noise(x0, seed), level)
@@ -358,49 +318,40 @@ def _condition_findings(
     right, wrong, none = (_guess(model, x_t, level, c) for c in (condition, shuffled, None))
     if max((right - other).abs().max().item() for other in (wrong, none)) < 1e-5:
         what = "the output is the same with any condition and with none."
-        return [Finding("condition ignored", what, "Is it passed on, and are its weights trained?")]
+        yield Finding("condition ignored", what, "Is it passed on, and are its weights trained?")
+        return
     gain = ((wrong - x0) ** 2 - (right - x0) ** 2).flatten(1).mean(1)  # (B,)
     z = (gain.mean() / (gain.std() / len(gain) ** 0.5).clamp(min=1e-12)).item()
     share = (gain.mean() / ((right - x0) ** 2).mean()).item()
-    if z > SIGNIFICANT and share > 0.01:
-        return []
-    what = (
-        f"with the conditions of other samples the error grows by {100 * share:.2g} % only "
-        f"({z:.1f} standard errors)."
-    )
-    return [Finding("condition uninformative", what, "Do conditions and data belong together?")]
+    if z < SIGNIFICANT or share < 0.01:
+        grows = f"the error grows by {100 * share:.2g} % only ({z:.1f} standard errors)"
+        what = f"with the conditions of other samples {grows}."
+        yield Finding("condition uninformative", what, "Do conditions and data belong together?")
 
 
-def _ema_findings(averaged: Sequence[LevelError], raw: Sequence[LevelError]) -> list[Finding]:
+def _check_ema(averaged: Sequence[LevelError], raw: Sequence[LevelError]) -> Iterator[Finding]:
     mine, theirs = (sum(e.model / e.trivial for e in errors) for errors in (averaged, raw))
-    if mine < 1.1 * theirs:
-        return []
-    what = f"the averaged model errs {mine / theirs:.2f} times as much as the one it averages."
-    return [Finding("ema", what, "Lower the decay to about 1 - 10/steps, or train for longer.")]
+    if mine > 1.1 * theirs:
+        what = f"the averaged model errs {mine / theirs:.2f} times as much as the one it averages."
+        yield Finding("ema", what, "Lower the decay to about 1 - 10/steps, or train for longer.")
 
 
-def _guidance_findings(guide: Callable[..., Any], seed: int) -> list[Finding]:
+def _check_guidance(guide: Callable[..., Any], seed: int) -> Iterator[Finding]:
     """Scale 1 must be the conditional answer, scale 0 the unconditional one."""
     x_t = torch.randn(2, 3, generator=torch.Generator().manual_seed(seed))
     level = NoiseLevel(*(torch.tensor(v, dtype=torch.float64) for v in (0.5, 0.8, 0.6)))
 
-    def denoise(x: Tensor, level: NoiseLevel, condition: Any = None) -> Any:
-        from minidiff.forward import Prediction
-
+    def denoise(x: Tensor, level: NoiseLevel, condition: Any = None) -> Prediction:
         x0 = torch.zeros_like(x) + (0.0 if condition is None else 1.0)
         return Prediction(x0, (x - level.alpha.to(x) * x0) / level.sigma.to(x))
 
-    at = {
-        scale: guide(denoise, "anything", scale)(x_t, level).x0.mean().item() for scale in (0, 1, 3)
-    }
-    if all(abs(at[scale] - scale) < 1e-4 for scale in at):
-        return []
+    at = {w: guide(denoise, "anything", w)(x_t, level).x0.mean().item() for w in (0, 1, 3)}
     what = ", ".join(f"scale {scale} gives {value:g}" for scale, value in at.items())
-    if all(abs(at[scale] - scale - 1) < 1e-4 for scale in at):
+    advice = "x0 should be none + scale * (with - none)."
+    if all(abs(value - scale - 1) < 1e-4 for scale, value in at.items()):
         advice = "This is the paper's w, where 0 is no guidance: pass scale - 1."
-    else:
-        advice = "x0 should be none + scale * (with - none)."
-    return [Finding("guidance", f"between none = 0 and with = 1, {what}.", advice)]
+    if any(abs(value - scale) > 1e-4 for scale, value in at.items()):
+        yield Finding("guidance", f"between none = 0 and with = 1, {what}.", advice)
 
 
 # --- helpers ------------------------------------------------------------------------------------
@@ -411,9 +362,7 @@ def _undefined(model: Diffusion, level: NoiseLevel) -> bool:
     return bool((level.alpha * q - level.sigma * p).abs() < TINY)
 
 
-def _guess(
-    model: Diffusion, x_t: Tensor, level: NoiseLevel, condition: Condition | Sequence[str] | None
-) -> Tensor:
+def _guess(model: Diffusion, x_t: Tensor, level: NoiseLevel, condition: Told) -> Tensor:
     """The model's x0, in batches of 64."""
     parts = []
     for start in range(0, len(x_t), 64):

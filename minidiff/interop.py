@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from minidiff.denoiser import Condition
 from minidiff.forward import SIGMA_DATA, NoiseLevel, Prediction, Target, broadcast, from_target
-from minidiff.schedule import Betas, Flow, Karras, Linear, Schedule, Shifted
+from minidiff.schedule import Betas, Chain, Flow, Karras, Linear, Schedule, Shifted
 
 PREDICTION_TYPES: dict[str, Target] = {
     "epsilon": "eps",
@@ -70,7 +70,7 @@ def to_diffusers(schedule: Schedule, target: str = "eps", steps: int = 1000) -> 
         chain |= {"num_train_timesteps": schedule.steps, "beta_schedule": "linear"}
         chain |= {"beta_start": schedule.beta_min, "beta_end": schedule.beta_max}
         return diffusers.DDPMScheduler(**chain)
-    steps = getattr(schedule, "steps", steps)
+    steps = len(schedule.betas) if isinstance(schedule, Chain) else steps
     alpha_bar = schedule(torch.arange(steps + 1, dtype=torch.float64) / steps).alpha ** 2
     betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
     chain |= {"num_train_timesteps": steps, "trained_betas": betas.clamp(max=0.999).tolist()}
@@ -116,7 +116,8 @@ class DiffusersModel:
         elif self.target == "flow":
             time = sigma * 1000
         else:
-            time = (t * getattr(self.schedule, "steps", 1000) - 1).clamp(min=0)
+            steps = len(self.schedule.betas) if isinstance(self.schedule, Chain) else 1000
+            time = (t * steps - 1).clamp(min=0)
         arguments = _arguments(condition, first)
         out = self.net(x.to(first.device, first.dtype), timestep=time, **arguments)
         out = out.sample if hasattr(out, "sample") else out[0]

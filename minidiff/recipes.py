@@ -22,8 +22,9 @@ from minidiff.denoiser import Diffusion, UNet
 from minidiff.pipeline import TextToImage
 from minidiff.plots import save_grid
 from minidiff.schedule import Cosine
+from minidiff.state import saved_steps
 from minidiff.text import TextEncoder
-from minidiff.training import Step, processes, saved_steps, train
+from minidiff.training import Step, processes, train
 
 
 @dataclass

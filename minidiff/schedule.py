@@ -10,8 +10,8 @@ training and sampling never ask which one it is. Time 0 is data, time 1 is noise
 Most schedules preserve variance (alpha² + sigma² = 1) or mix linearly (``Flow``); ``Karras`` leaves the
 data at full size and lets the noise grow instead. ``Shifted`` walks the path of another at another pace.
 
-All numbers are computed in float64: with alpha close to 1, ``sqrt(1 - alpha**2)`` in float32 has lost
-most of its digits, and early levels would be wrong by tenths of a percent.
+All numbers are float64: with alpha close to 1, ``sqrt(1 - alpha**2)`` in float32 is off by tenths of a
+percent.
 """
 
 import math
@@ -25,7 +25,6 @@ from torch import Tensor
 from minidiff.forward import NoiseLevel
 
 Spacing = Literal["uniform", "trailing", "log_snr", "karras"]
-SPACINGS: tuple[str, ...] = get_args(Spacing)
 ALMOST_ZERO = 1e-10  # stands for alpha = 0 where its logarithm is needed
 NOISE_TO_DATA = (0.002, 80.0)
 """Smallest and largest sigma/alpha that the spacings in log-SNR visit (Karras et al. 2022, table 1)."""
@@ -49,9 +48,8 @@ class Schedule:
         if not isinstance(t, Tensor):
             t = torch.tensor(t, dtype=torch.float64)  # a Python float must not pass through float32
         t = t.to(torch.float32 if t.device.type == "mps" else torch.float64)
-        if not bool(((t >= 0) & (t <= 1)).all()):
-            bad = t.reshape(-1)[~((t >= 0) & (t <= 1)).reshape(-1)][0].item()
-            raise ValueError(f"t = {bad:g} is outside [0, 1]: 0 is data, 1 is noise")
+        if bool((bad := ~((t >= 0) & (t <= 1))).any()):
+            raise ValueError(f"t = {t[bad][0].item():g} is outside [0, 1]: 0 is data, 1 is noise")
         return NoiseLevel(t, *self.coefficients(t))
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,14 +59,8 @@ class Schedule:
     def time(self, log_snr: Tensor | float) -> Tensor:
         """The time at which the log-SNR has this value: the inverse of ``schedule(t).log_snr``.
 
-        Found by bisection, to the last digits of t. Values the schedule never reaches give the nearer
-        end of [0, 1].
-
-        Args:
-            log_snr: a number or a tensor of any shape, in nats.
-
-        Returns:
-            Times in [0, 1], float64, shaped like ``log_snr``.
+        ``log_snr`` is a number or a tensor of any shape, in nats; times come back in float64, in that
+        shape, found by bisection to the last digits. Values that are never reached give 0 or 1.
         """
         wanted = torch.as_tensor(log_snr, dtype=torch.float64)
         low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
@@ -79,61 +71,53 @@ class Schedule:
         return torch.where(self._log_snr(high) >= wanted, high, low)
 
     def levels(self, n: int, spacing: Spacing = "uniform", rho: float = 7.0) -> list[NoiseLevel]:
-        """The ``n + 1`` levels of a sampling run of ``n`` steps, from noise to data.
+        """The ``n + 1`` levels, of shape () each, of a run of ``n`` steps from noise to data.
 
         The last has sigma exactly 0. "The previous step" of a sampler is the next entry of this list, so
         any ``n`` >= 1 works. The first n are spaced
 
-        * "uniform": evenly in t, from t = 1;
-        * "trailing": the same, rounded to the times i/steps of a chain of 1000 steps, or as many as the
-          schedule has (Lin et al. 2023, section 3.3);
+        * "uniform": evenly in t, from t = 1 (for ``Karras`` that is its paper's eq. 5);
+        * "trailing": the same, rounded to the steps of the chain, or of one of 1000 (Lin et al. 2023, 3.3);
         * "log_snr": evenly in log(alpha²/sigma²) (Lu et al. 2022, section 4);
         * "karras": evenly in (sigma/alpha)^(1/rho) (Karras et al. 2022, eq. 5).
 
         The last two cannot reach pure noise or pure data, where the log-SNR is infinite: they run from
         sigma/alpha = 80 to 0.002, or as far as the schedule goes, and then jump to sigma = 0.
 
-        Args:
-            n: number of steps.
-            spacing: see above.
-            rho: exponent of "karras".
-
-        Returns:
-            n + 1 levels with tensors of shape ().
-
         Raises:
-            ValueError: ``n`` is smaller than 1, or the spacing unknown.
+            ValueError: ``n`` is smaller than 1, or too large for "trailing", or the spacing unknown.
         """
         if n < 1:
             raise ValueError(f"levels({n}): a sampling run needs at least 1 step")
-        steps = torch.linspace(1, 0, n + 1, dtype=torch.float64)
+        if spacing not in get_args(Spacing):
+            known = ", ".join(get_args(Spacing))
+            raise ValueError(f"unknown spacing {spacing!r}: choose one of {known}")
+        ends = self(torch.tensor([1.0, 0.0], dtype=torch.float64))
         if spacing == "uniform":
-            times = steps[:-1]
+            # A schedule with a trace of noise at t = 0 visits it before it goes on to sigma = 0.
+            count = n if ends.sigma[1] > 0 else n + 1
+            times = torch.linspace(1, 0, count, dtype=torch.float64)[:n]
         elif spacing == "trailing":
-            chain = getattr(self, "steps", 1000)
-            times = (steps[:-1] * chain).round() / chain
+            chain = len(self.betas) if isinstance(self, Chain) else 1000
             if n > chain:
                 raise ValueError(f"levels({n}): a chain of {chain} steps has no more to offer")
-        elif spacing in ("log_snr", "karras"):
-            grid = torch.linspace(0, 1, n, dtype=torch.float64)  # n = 1: the noisy end alone
-            ends = self._log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64))
-            low, high = ends.clamp(-2 * math.log(NOISE_TO_DATA[1]), -2 * math.log(NOISE_TO_DATA[0]))
-            if spacing == "karras":
-                first, last = ((end / 2).neg().exp() ** (1 / rho) for end in (low, high))
-                log_snr = -2 * rho * (first + grid * (last - first)).log()
-            else:
-                log_snr = low + grid * (high - low)
-            times = self.time(log_snr)
+            times = ((1 - torch.arange(n, dtype=torch.float64) / n) * chain).round() / chain
         else:
-            raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
+            grid = torch.linspace(0, 1, n, dtype=torch.float64)  # n = 1: the noisy end alone
+            first, last = (ends.sigma / ends.alpha).clamp(*NOISE_TO_DATA)
+            if spacing == "karras":
+                ratio = (first ** (1 / rho) * (1 - grid) + last ** (1 / rho) * grid) ** rho
+            else:
+                ratio = first ** (1 - grid) * last**grid
+            times = self.time(-2 * ratio.log())
         zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
         return [*(self(t) for t in times), NoiseLevel(zero, one, zero)]
 
     def to_diffusers(self, target: str = "eps", steps: int = 1000) -> Any:
         """This schedule in the ``diffusers`` library: see :func:`minidiff.interop.to_diffusers`."""
-        from minidiff.interop import to_diffusers  # for those who have that library
+        from minidiff import interop  # for those who have that library
 
-        return to_diffusers(self, target, steps)
+        return interop.to_diffusers(self, target, steps)
 
     def _log_snr(self, t: Tensor) -> Tensor:
         return NoiseLevel(t, *self.coefficients(t)).log_snr
@@ -144,16 +128,16 @@ class Schedule:
 
 
 class Chain(Schedule):
-    """Base of schedules given by the variances of T steps: ``alpha_i² = prod_{j<=i} (1 - beta_j)``.
+    """Base of schedules made of T steps: ``alpha_i² = prod_{j<=i} (1 - beta_j)`` at time t = i/T (Ho et
+    al. 2020, eq. 4). Between two steps log alpha² is interpolated, so any t in [0, 1] is allowed."""
 
-    Time t = i/T is the chain after i steps (Ho et al. 2020, eq. 4); between two steps log alpha² is
-    interpolated, so any t in [0, 1] is allowed.
-    """
+    betas: Any  # T numbers; ``betas[i]`` is the variance added by step i + 1
 
     @cached_property
     def _log_alpha_bar(self) -> Tensor:
-        """(T + 1,) float64, entry 0 is data."""
-        raise NotImplementedError
+        """(T + 1,) float64, entry 0 is data. A log of a product of many factors close to 1."""
+        logs = torch.log1p(-torch.as_tensor(self.betas, dtype=torch.float64)).cumsum(0)
+        return torch.cat([logs.new_zeros(1), logs.clamp(min=2 * math.log(ALMOST_ZERO))])
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         table = self._log_alpha_bar.to(t)
@@ -172,28 +156,18 @@ class Betas(Chain):
             written to JSON. A beta of 1 destroys the data and may stand only at the end.
 
     Raises:
-        ValueError: there are none, or one is outside [0, 1] or leaves the noise as it is at the start.
+        ValueError: there are none, or one is out of range.
     """
 
     betas: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
         if not self.betas:
             raise ValueError("betas is empty: the chain needs at least 1 step")
         for i, beta in enumerate(self.betas):
-            if not 0 < beta <= 1 or (beta == 1 and i < len(self.betas) - 1):
+            if not (0 < beta < 1 or (beta == 1 and i == len(self.betas) - 1)):
                 raise ValueError(f"betas[{i}] = {beta:g} is a variance: give it in (0, 1)")
-
-    @property
-    def steps(self) -> int:
-        """T."""
-        return len(self.betas)
-
-    @cached_property
-    def _log_alpha_bar(self) -> Tensor:
-        logs = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)
-        return torch.cat([logs.new_zeros(1), logs.clamp(min=2 * math.log(ALMOST_ZERO))])
 
 
 @dataclass(frozen=True)
@@ -203,8 +177,7 @@ class Linear(Chain):
     ``beta_i`` runs from ``beta_min`` to ``beta_max`` in ``steps`` steps; see :class:`Chain`.
 
     Args:
-        beta_min: variance added by the first step, in (0, 1).
-        beta_max: variance added by the last step, in (0, 1).
+        beta_min, beta_max: variance added by the first and the last step, in (0, 1).
         steps: number of steps T. Fewer steps at the same betas leave signal at t = 1.
         zero_terminal_snr: shift and scale alpha so that it is 0 at t = 1 and as it was after the first
             step (Lin et al. 2023, algorithm 1).
@@ -219,27 +192,21 @@ class Linear(Chain):
     zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("beta_min", "beta_max"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} = {getattr(self, name):g} is a variance: give it in (0, 1)"
-                )
+        for name, beta in (("beta_min", self.beta_min), ("beta_max", self.beta_max)):
+            if not 0 < beta < 1:
+                raise ValueError(f"{name} = {beta:g} is a variance: give it in (0, 1)")
         if self.steps < 1:
             raise ValueError(f"steps = {self.steps}: the chain needs at least 1 step")
 
     @cached_property
     def betas(self) -> Tensor:
         """(steps,) float64: ``betas[i]`` is the variance added by step i + 1."""
-        return torch.linspace(self.beta_min, self.beta_max, self.steps, dtype=torch.float64)
-
-    @cached_property
-    def _log_alpha_bar(self) -> Tensor:
-        logs = torch.log1p(-self.betas).cumsum(0)  # log of a product of many factors close to 1
-        if self.zero_terminal_snr:
-            alpha = (logs / 2).exp()
-            alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-            logs = 2 * alpha.clamp(min=ALMOST_ZERO).log()
-        return torch.cat([logs.new_zeros(1), logs])
+        betas = torch.linspace(self.beta_min, self.beta_max, self.steps, dtype=torch.float64)
+        if not self.zero_terminal_snr:
+            return betas
+        alpha = (1 - betas).cumprod(0).sqrt()
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+        return 1 - (alpha / torch.cat([alpha.new_ones(1), alpha[:-1]])) ** 2
 
 
 @dataclass(frozen=True)
@@ -263,10 +230,8 @@ class VP(Schedule):
 
     def __post_init__(self) -> None:
         if not (self.beta_min >= 0 and self.beta_max > 0):
-            raise ValueError(
-                f"beta_min = {self.beta_min:g} and beta_max = {self.beta_max:g} are rates: "
-                "they must be >= 0 and > 0"
-            )
+            rates = f"beta_min = {self.beta_min:g} and beta_max = {self.beta_max:g}"
+            raise ValueError(f"{rates} are rates: they must be >= 0 and > 0")
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return _variance_preserving(-t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2))
@@ -309,8 +274,7 @@ class Sigmoid(Schedule):
     ``alpha²(t) = (S(end) - S(start + t (end - start))) / (S(end) - S(start))``, ``S(x) = 1/(1+exp(-x/tau))``.
 
     Args:
-        start: left end of the stretch of the logistic curve.
-        end: right end, greater than ``start``.
+        start, end: the ends of the stretch of the logistic curve, start < end.
         tau: temperature > 0; a larger one makes the curve straighter.
 
     Raises:
@@ -333,10 +297,7 @@ class Sigmoid(Schedule):
         first, here, last = (self.start / self.tau + u * whole for u in (0 * t, t, 0 * t + 1))
         sigma = torch.sigmoid(here) * torch.expm1(-t * whole) / torch.sigmoid(last)
         alpha = torch.sigmoid(-here) * torch.expm1(t * whole - whole) / torch.sigmoid(-first)
-        alpha, sigma = (
-            (alpha / math.expm1(-whole)).abs(),
-            (sigma / math.expm1(-whole)).abs(),
-        )  # no -0
+        alpha, sigma = ((part / math.expm1(-whole)).abs() for part in (alpha, sigma))  # no -0
         return alpha.sqrt(), sigma.sqrt()
 
 
@@ -362,24 +323,14 @@ class Karras(Schedule):
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(
-                f"sigma_min = {self.sigma_min:g} and sigma_max = {self.sigma_max:g}: "
-                "they must satisfy 0 < sigma_min < sigma_max"
-            )
+            ends = f"sigma_min = {self.sigma_min:g} and sigma_max = {self.sigma_max:g}"
+            raise ValueError(f"{ends}: they must satisfy 0 < sigma_min < sigma_max")
         if not self.rho > 0:
             raise ValueError(f"rho = {self.rho:g} must be positive")
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         low, high = (sigma ** (1 / self.rho) for sigma in (self.sigma_min, self.sigma_max))
         return torch.ones_like(t), (low + t * (high - low)) ** self.rho
-
-    def levels(self, n: int, spacing: Spacing = "uniform", rho: float = 7.0) -> list[NoiseLevel]:
-        """As :meth:`Schedule.levels`, but uniform times reach t = 0, where sigma_min is left, in ``n - 1``
-        steps, and the last step goes on to sigma = 0 (Karras et al. 2022, eq. 5)."""
-        if spacing != "uniform" or n < 1:
-            return super().levels(n, spacing, rho)
-        times = torch.linspace(1, 0, n, dtype=torch.float64)  # n = 1 gives t = 1 alone
-        return [*(self(t) for t in times), super().levels(1)[-1]]
 
 
 @dataclass(frozen=True)

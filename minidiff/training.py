@@ -13,7 +13,6 @@ The caller owns the data, the printing and the stopping.
 """
 
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator, PartialState
-from safetensors import safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
@@ -37,6 +34,7 @@ from minidiff.forward import (
     target_coefficients,
     to_target,
 )
+from minidiff.state import TrainingState
 
 Batch = Tensor | tuple[Tensor, Condition | Sequence[str] | None] | list[Any]
 Weighting = Callable[[NoiseLevel], Tensor]
@@ -197,7 +195,7 @@ class Step:
     lr: float
     is_main_process: bool
     _loss: Tensor
-    _state: "_TrainingState"
+    _state: "TrainingState"
 
     @property
     def loss(self) -> float:
@@ -287,7 +285,7 @@ def train(
         lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device.type in ("cpu", "cuda"),
     )  # fmt: skip
     ema = EMA(model, ema_decay)
-    state = _TrainingState(model, ema, optimizer, accelerator.is_main_process)
+    state = TrainingState(model, ema, optimizer, accelerator.is_main_process)
     start = 0 if resume is None else state.load(Path(resume))
     objective = accelerator.prepare_model(_Objective(model, weighting, condition_dropout))
     if isinstance(batches, DataLoader):
@@ -347,70 +345,6 @@ class _Objective(nn.Module):
             self.model, x0, condition, weighting=self.weighting,
             condition_dropout=self.condition_dropout, generator=generator,
         )  # fmt: skip
-
-
-class _TrainingState:
-    """Weights, averaged weights and optimizer moments, to and from one safetensors file."""
-
-    def __init__(self, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, writes: bool):
-        self.model, self.ema, self.optimizer, self.writes = model, ema, optimizer, writes
-
-    def save(self, folder: Path, steps: int) -> None:
-        if not self.writes:  # one process of many is enough
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
-        tensors |= {f"ema.{key}": value for key, value in self.ema.state_dict().items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{key}": value for key, value in moments.items()}
-        tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        unfinished = folder / ".training.safetensors.tmp"
-        unfinished.write_bytes(save(tensors, {"training": json.dumps({"steps": steps})}))
-        os.replace(unfinished, folder / "training.safetensors")
-
-    def load(self, folder: Path) -> int:
-        steps = saved_steps(folder)
-        tensors = load_file(folder / "training.safetensors")
-
-        def part(name: str) -> dict[str, Tensor]:
-            return {
-                k.removeprefix(f"{name}."): v
-                for k, v in tensors.items()
-                if k.startswith(f"{name}.")
-            }
-
-        self.model.load_state_dict(part("model"))
-        self.ema.load_state_dict(part("ema"))
-        parameters = self.optimizer.param_groups[0]["params"]
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in part("optimizer").items():
-            number, name = key.split(".")
-            if value.ndim:
-                # The fused optimizer walks through memory, so a moment must lie as its parameter does
-                # (channels last, say), not as the file has it.
-                value = torch.empty_like(parameters[int(number)]).copy_(value)
-            moments.setdefault(int(number), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        return steps
-
-
-def saved_steps(folder: str | os.PathLike[str]) -> int:
-    """How many steps the training state in ``folder`` has behind it.
-
-    Raises:
-        FileNotFoundError: there is no ``training.safetensors`` in ``folder``.
-    """
-    file = Path(folder) / "training.safetensors"
-    if not file.is_file():
-        raise FileNotFoundError(f"nothing to resume: {file} does not exist")
-    with safe_open(file, framework="pt") as handle:
-        return int(json.loads(handle.metadata()["training"])["steps"])
-
-
-def trained_weights(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights in ``training.safetensors`` as the optimizer left them, before averaging."""
-    tensors = load_file(Path(folder) / "training.safetensors")
-    return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
 
 
 def processes() -> PartialState:

@@ -51,13 +51,13 @@ MUTANTS = [
         ("eps at alpha = 0 let through", "forward", "if bool((det.abs() < TINY).any()):", "if bool((det.abs() == 0).any()):", (FORWARD,)),
         # --- schedule
         ("betas off by one", "schedule", "torch.linspace(self.beta_min, self.beta_max, self.steps, dtype=torch.float64)", "torch.linspace(self.beta_min, self.beta_max, self.steps + 1, dtype=torch.float64)[1:]", (SCHEDULE,)),
-        ("table off by one", "schedule", "return torch.cat([logs.new_zeros(1), logs])", "return torch.cat([logs, logs[-1:]])", (SCHEDULE,)),
+        ("table off by one", "schedule", "return torch.cat([logs.new_zeros(1), logs.clamp(min=2 * math.log(ALMOST_ZERO))])", "return torch.cat([logs, logs[-1:]])", (SCHEDULE,)),
         ("cosine: offset not scaled", "schedule", "u0 = self.offset / (1 + self.offset) * math.pi / 2", "u0 = self.offset * math.pi / 2", (SCHEDULE,)),
         ("continuous rate not halved", "schedule", "t * (self.beta_max - self.beta_min) / 2)", "t * (self.beta_max - self.beta_min))", (SCHEDULE,)),
         ("shift of the SNR for that of its root", "schedule", "2 * math.log(self.shift)", "math.log(self.shift)", (SCHEDULE,)),
-        ("sampling never starts at t = T", "schedule", "steps = torch.linspace(1, 0, n + 1, dtype=torch.float64)", "steps = torch.linspace(0.999, 0, n + 1, dtype=torch.float64)", (SCHEDULE,)),
+        ("sampling never starts at t = T", "schedule", "torch.linspace(1, 0, count, dtype=torch.float64)[:n]", "torch.linspace(0.999, 0, count, dtype=torch.float64)[:n]", (SCHEDULE,)),
         ("sampling ends with noise left", "schedule", "return [*(self(t) for t in times), NoiseLevel(zero, one, zero)]", "return [*(self(t) for t in times), self(0.001)]", (SCHEDULE,)),
-        ("karras spacing with the wrong exponent", "schedule", "log_snr = -2 * rho * (first", "log_snr = -rho * (first", (SCHEDULE,)),
+        ("karras spacing with the wrong exponent", "schedule", "last ** (1 / rho) * grid) ** rho", "last ** (1 / rho) * grid) ** (rho / 2)", (SCHEDULE,)),
         # --- sampling
         ("noise twice", "sampling", "kept = (target.sigma**2 - noise_std**2).clamp(min=0).sqrt()", "kept = target.sigma", (SAMPLING,)),
         ("noise at the last step", "sampling", "noise_std = eta * posterior_std(level, target)  # eq. 16", "noise_std = eta * transition(x0, target, level).std", (SAMPLING,)),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import minidiff as md
 from minidiff import recipes
 from minidiff.data import Batches, fashion
-from minidiff.training import saved_steps
+from minidiff.state import saved_steps
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mutants import MUTANTS
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -175,3 +176,19 @@ def test_every_equation_is_in_the_ledger():
 def test_what_the_ledger_names_exists(label, function, file, test):
     assert callable(pkgutil.resolve_name(function)), function
     assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_still_fits_the_source(mutant):
+    """`make mutants` plants them; a change of the source must not leave one without its place."""
+    source = (ROOT / "minidiff" / f"{mutant.file}.py").read_text()
+    assert source.count(mutant.old) == 1
+    assert all((ROOT / "tests" / f"{name}.py").is_file() for name in mutant.tests)
+    compile(source.replace(mutant.old, mutant.new), mutant.name, "exec")
+
+
+def test_modules_are_short():
+    """A module is read in one go: at most 400 lines, data and figures aside."""
+    for path in (ROOT / "minidiff").rglob("*.py"):
+        if path.name not in ("critters.py", "plots.py"):
+            assert len(path.read_text().splitlines()) <= 400, path.name

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import minidiff as md
 from minidiff import training
-from minidiff.training import WEIGHTINGS, saved_steps, stratified_times
+from minidiff.state import saved_steps
+from minidiff.training import WEIGHTINGS, stratified_times
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,89 @@
+"""What a training run needs to go on after a break: one safetensors file (chapter 4).
+
+``training.safetensors`` holds the weights, their running average, and the two moments that AdamW keeps
+of every gradient. Times and noise of a step depend on its number alone, so nothing else is needed.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+
+class TrainingState:
+    """Weights, averaged weights and optimizer moments, to and from one safetensors file.
+
+    Args:
+        model: what is trained.
+        ema: its running average.
+        optimizer: one whose moments are tensors shaped like the parameters, as AdamW's.
+        writes: False in all processes but one.
+    """
+
+    def __init__(
+        self, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, writes: bool
+    ):
+        self.model, self.ema, self.optimizer, self.writes = model, ema, optimizer, writes
+
+    def save(self, folder: Path, steps: int) -> None:
+        """Write the state after ``steps`` steps into ``folder``; the file is replaced whole."""
+        if not self.writes:  # one process of many is enough
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        tensors |= {f"ema.{key}": value for key, value in self.ema.state_dict().items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in moments.items()}
+        tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        unfinished = folder / ".training.safetensors.tmp"
+        unfinished.write_bytes(save(tensors, {"training": json.dumps({"steps": steps})}))
+        os.replace(unfinished, folder / "training.safetensors")
+
+    def load(self, folder: Path) -> int:
+        """Read the state in ``folder`` into model, average and optimizer; return its number of steps."""
+        steps = saved_steps(folder)
+        tensors = load_file(folder / "training.safetensors")
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {
+                k.removeprefix(f"{name}."): v
+                for k, v in tensors.items()
+                if k.startswith(f"{name}.")
+            }
+
+        self.model.load_state_dict(part("model"))
+        self.ema.load_state_dict(part("ema"))
+        parameters = self.optimizer.param_groups[0]["params"]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in part("optimizer").items():
+            number, name = key.split(".")
+            if value.ndim:
+                # The fused optimizer walks through memory, so a moment must lie as its parameter does
+                # (channels last, say), not as the file has it.
+                value = torch.empty_like(parameters[int(number)]).copy_(value)
+            moments.setdefault(int(number), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        return steps
+
+
+def saved_steps(folder: str | os.PathLike[str]) -> int:
+    """How many steps the training state in ``folder`` has behind it.
+
+    Raises:
+        FileNotFoundError: there is no ``training.safetensors`` in ``folder``.
+    """
+    file = Path(folder) / "training.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"nothing to resume: {file} does not exist")
+    with safe_open(file, framework="pt") as handle:
+        return int(json.loads(handle.metadata()["training"])["steps"])
+
+
+def trained_weights(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights in ``training.safetensors`` as the optimizer left them, before averaging."""
+    tensors = load_file(Path(folder) / "training.safetensors")
+    return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
