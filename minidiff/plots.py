@@ -128,7 +128,7 @@ def images(
     # Every image is placed by hand, in inches: a layout engine would shrink them to fit the labels.
     lines = max((title.count("\n") + 1 for title in wrapped), default=0)
     longest = max((len(line) for label in rows or () for line in label.split("\n")), default=0)
-    left, top = 0.1 + 0.085 * longest if longest else 0.0, 0.27 if columns else 0.0
+    left, top = 0.1 + 0.095 * longest if longest else 0.0, 0.27 if columns else 0.0
     above, gap = 0.05 + 0.135 * lines if lines else 0.0, 0.05
     image_height = scale * x.shape[2] / x.shape[3]
     step = scale + gap, above + image_height + gap

@@ -25,7 +25,7 @@ from nbclient.exceptions import CellExecutionError
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 CELL_TIMEOUT = 600  # seconds; the tests allow 300
-SIZE_LIMIT = 2_500_000  # bytes; pictures and an animation or two, not a video
+SIZE_LIMIT = 3_500_000  # bytes; pictures in full colour and an animation or two, not a video
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 SETUP_TAG = "remove-cell"  # the first code cell prepares the machine; the book does not show it
 CHECKED_TAG = "nbval-check-output"  # nbval compares this cell's output with the committed one
