@@ -81,7 +81,12 @@ class LevelError:
 
 @dataclass
 class Report:
-    """What :func:`doctor` found: :attr:`findings`, none if all is well, and :attr:`levels`."""
+    """What :func:`doctor` found.
+
+    Attributes:
+        findings: what is wrong; empty if all is well.
+        levels: the errors, level by level.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     levels: list[LevelError] = field(default_factory=list)

@@ -99,7 +99,7 @@ class DiffusersModel:
 
         Args:
             x_t: (B, ...) noisy samples, for latent models latents.
-            level: of :attr:`schedule`, shape () or (B,).
+            level: of this model's schedule, shape () or (B,).
             condition: a mapping is handed to the network as keyword arguments. A tensor (B, T, D), or a
                 :class:`~minidiff.denoiser.Condition` with its mask, becomes ``encoder_hidden_states``; a
                 tensor (B,) of integers ``class_labels``. None passes nothing.

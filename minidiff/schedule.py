@@ -306,7 +306,7 @@ class Karras(Schedule):
     """Variance-exploding schedule of EDM (Karras et al. 2022, eq. 5): alpha = 1, sigma grows.
 
     ``sigma(t) = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho``. At t = 0 a trace
-    of noise, ``sigma_min``, is left; :meth:`levels` goes on to sigma = 0.
+    of noise, ``sigma_min``, is left; :meth:`~Schedule.levels` goes on to 0.
 
     Args:
         sigma_min: smallest noise, > 0.
