@@ -28,14 +28,25 @@ SCHEDULES = [Linear(), Cosine(), Sigmoid(), Karras(), Flow()]
 SAMPLERS = [ddpm, ddim, heun, dpmpp_2m]
 
 
+@cache
+def mixture(dim: int) -> GaussianMixture:
+    """Three Gaussians in ``dim`` dimensions, of different widths and weights."""
+    if dim == 2:
+        return MIXTURE
+    generator = torch.Generator().manual_seed(dim)
+    means = torch.randn(3, dim, generator=generator, dtype=F64) / dim**0.5
+    stds = 0.3 + 0.4 * torch.rand(3, dim, generator=generator, dtype=F64)
+    return GaussianMixture(means, stds, torch.tensor([0.5, 0.2, 0.3]))
+
+
 def draw(
-    sampler: Callable[..., Iterator[State]], schedule: Schedule, steps: int, n: int, seed: int = 0
+    sampler: Callable[..., Iterator[State]], schedule: Schedule, steps: int, n: int, dim: int = 2
 ) -> Tensor:
     levels = schedule.levels(steps)
-    generator = torch.Generator().manual_seed(seed)
-    x = noise((n, 2), levels[0], generator=generator)
+    generator = torch.Generator().manual_seed(0)
+    x = noise((n, dim), levels[0], generator=generator)
     extra = {"generator": generator} if sampler not in (heun, dpmpp_2m) else {}
-    return sample(sampler(MIXTURE.denoise, x, levels, **extra))
+    return sample(sampler(mixture(dim).denoise, x, levels, **extra))
 
 
 def complaints(x: Tensor) -> dict[str, float]:
@@ -44,16 +55,17 @@ def complaints(x: Tensor) -> dict[str, float]:
     Mean, covariance and fourth moments have closed forms; the log-density (at sigma = 0) sees noise
     left on narrow components, and the energy test all the rest.
     """
-    mu, s = MIXTURE.means, MIXTURE.stds
-    away, clean = x - MIXTURE.mean, Cosine()(0.0)
-    fresh = MIXTURE.sample(50_000, torch.Generator().manual_seed(1)).double()
+    oracle = mixture(x.shape[1])
+    mu, s = oracle.means, oracle.stds
+    away, clean = x - oracle.mean, Cosine()(0.0)
+    fresh = oracle.sample(50_000, torch.Generator().manual_seed(1)).double()
     claims = {
-        "mean": (x, MIXTURE.mean),
-        "covariance": ((away[:, :, None] * away[:, None]).flatten(1), MIXTURE.covariance.flatten()),
-        "fourth": (x**4, MIXTURE.weights @ (mu**4 + 6 * mu**2 * s**2 + 3 * s**4)),
+        "mean": (x, oracle.mean),
+        "covariance": ((away[:, :, None] * away[:, None]).flatten(1), oracle.covariance.flatten()),
+        "fourth": (x**4, oracle.weights @ (mu**4 + 6 * mu**2 * s**2 + 3 * s**4)),
         "density": (
-            MIXTURE.log_density(x, clean)[:, None],
-            MIXTURE.log_density(fresh, clean).mean(),
+            oracle.log_density(x, clean)[:, None],
+            oracle.log_density(fresh, clean).mean(),
         ),
     }
     found = {
@@ -72,6 +84,15 @@ def test_samples_come_from_the_mixture(
 ) -> None:
     steps = {ddpm: 300, ddim: 150, heun: 60, dpmpp_2m: 60}[sampler]
     assert not complaints(draw(sampler, schedule, steps, 2000))
+
+
+@pytest.mark.parametrize("dim", [1, 64])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_come_from_the_mixture_in_other_dimensions(
+    sampler: Callable[..., Iterator[State]], dim: int
+) -> None:
+    steps = {ddpm: 1000, ddim: 150, heun: 60, dpmpp_2m: 60}[sampler]
+    assert not complaints(draw(sampler, Cosine(), steps, 2000, dim))
 
 
 def double_noise(
@@ -137,13 +158,8 @@ def flow_line(dim: int) -> tuple[GaussianMixture, Tensor, Tensor]:
     In lambda = log(alpha/sigma), with alpha² + sigma² = 1, the ODE of Song et al. 2021 (eq. 13) is
     dx/dlambda = sigma² (x + score); scipy solves it, from the score and not from eps.
     """
-    generator = torch.Generator().manual_seed(dim)
-    oracle = MIXTURE
-    if dim != 2:
-        means = torch.randn(3, dim, generator=generator, dtype=F64) / dim**0.5
-        stds = 0.3 + 0.4 * torch.rand(3, dim, generator=generator, dtype=F64)
-        oracle = GaussianMixture(means, stds, torch.tensor([0.5, 0.2, 0.3]))
-    start = torch.randn(40, dim, dtype=F64, generator=generator)
+    oracle = mixture(dim)
+    start = torch.randn(40, dim, dtype=F64, generator=torch.Generator().manual_seed(0))
 
     def slope(half: float, x: Tensor) -> Tensor:
         level = at_log_snr(torch.tensor(half, dtype=F64))

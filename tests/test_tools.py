@@ -8,7 +8,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from tools.notebooks import clean, code_hash, execute, problems
+from tools.notebooks import SIZE_LIMIT, clean, code_hash, execute, problems
 
 
 def code(source, outputs=(), count=None, tags=()) -> NotebookNode:
@@ -77,7 +77,7 @@ def check_a_silent_cell(notebook):
 
 
 def grow_too_big(notebook):
-    notebook.cells[1].outputs[0].text = "2" * 2_000_000
+    notebook.cells[1].outputs[0].text = "2" * SIZE_LIMIT
 
 
 @pytest.mark.parametrize(

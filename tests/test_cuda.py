@@ -1,0 +1,63 @@
+"""The same code on a GPU. Skipped where there is none; nothing here is needed to use the library."""
+
+import copy
+
+import pytest
+import torch
+
+import minidiff as md
+from minidiff.data import Critters
+from minidiff.exact import GaussianMixture
+from minidiff.likelihood import flow_log_likelihood, variational_bound
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+PROMPTS = ["a cat in a top hat", "a frog in a beanie"]
+
+
+def test_training_chooses_the_gpu_and_its_model_comes_back():
+    data = Critters(64, 32, "train")
+    text = md.TextEncoder.from_captions(data.captions())
+    net = md.UNet(patch=2, condition_dim=text.dim)
+    model = md.Diffusion(net, md.Cosine(), "x0", text, (3, 32, 32))
+    images = data.render().images.float() / 127.5 - 1
+    for step in md.train(model, [(images, data.captions())], 3):
+        assert step.loss > 0
+    assert step.ema.device.type == model.device.type == "cuda"
+    drawn = md.TextToImage(step.ema)(PROMPTS, steps=3).tensors
+    assert drawn.shape == (2, 3, 32, 32)
+    assert drawn.device.type == "cpu"
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun", "dpmpp_2m"])
+def test_a_seed_means_the_same_on_both(sampler):
+    """Noise is drawn on the CPU, so a GPU draws the same picture up to its rounding."""
+    drawn = [
+        md.TextToImage.from_pretrained("critters", device)(
+            PROMPTS, steps=8, sampler=sampler, seed=3
+        ).tensors
+        for device in ("cpu", "cuda")
+    ]
+    assert (drawn[0] - drawn[1]).abs().mean() < 0.02
+
+
+def test_a_denoiser_answers_where_the_question_is():
+    model = md.Diffusion.from_pretrained("critters", "cuda")
+    level, x_t = model.schedule(0.5), torch.randn(2, 3, 64, 64)
+    for x in (x_t, x_t.cuda(), x_t.double()):
+        x0, eps = model.denoise(x, level, PROMPTS)
+        assert x0.device == eps.device == x.device
+        assert x0.dtype == x.dtype
+
+
+def test_oracles_bounds_and_doctor_on_the_gpu():
+    oracle = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]], device="cuda"), 0.3)
+    x0 = oracle.sample(300)
+    assert x0.device.type == "cuda"
+    levels = md.Cosine().levels(20, "log_snr")
+    assert variational_bound(oracle.denoise, x0, levels).total.isfinite().all()
+    assert flow_log_likelihood(oracle.denoise, x0[:4], levels).isfinite().all()
+    x = md.noise((300, 2), levels[0], device="cuda")
+    assert md.metrics.energy_test(md.sample(md.heun(oracle.denoise, x, levels)), x0) > 1e-3
+    model = md.Diffusion(md.MLP(2), md.Cosine(), "v").cuda()
+    report = md.doctor(model, x0, oracle=oracle, raw=copy.deepcopy(model))
+    assert [finding.name for finding in report.findings] == ["not learned"]
