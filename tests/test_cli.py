@@ -77,6 +77,11 @@ def test_sample_names_unknown_words(minidiff, tmp_path):
             "no Fashion-MNIST in here",
         ),
         (["evaluate", "nowhere"], "no model 'nowhere'"),
+        (["doctor", "nowhere"], "no model 'nowhere'"),
+        (
+            ["doctor", "critters", "nothing"],
+            "no data 'nothing': use critters, fashion-mnist or a folder",
+        ),
     ],
 )
 def test_errors_are_one_line_and_a_code(minidiff, monkeypatch, tmp_path, arguments, says):
@@ -113,6 +118,25 @@ def test_evaluate_writes_what_it_prints(minidiff, tmp_path):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert "seen: animal and hat" in out
     assert scores["seen: animal and hat"]["n"] == 8
+
+
+def test_doctor_is_silent_about_the_shipped_model(minidiff):
+    code, out, err = minidiff("doctor", "critters", "--samples", 64)
+    assert code == 0, out + err
+    assert "learned of what can be learned" in out
+    assert out.strip().endswith("nothing is wrong")
+
+
+def test_doctor_names_what_is_wrong_with_a_run(minidiff, folder, tmp_path):
+    """Two steps of training: it knows next to nothing, and says so on any data."""
+    out = tmp_path / "run"
+    assert minidiff("train", folder, "-o", out, "--steps", 2, "--size", 16)[0] == 0
+    code, said, err = minidiff("doctor", out, folder)
+    assert code == 2, said + err
+    assert "- not learned: of what can be learned from these data it has learned" in said
+    code, said, _ = minidiff("doctor", out)  # no data: the model alone
+    assert code == 0
+    assert said.strip() == "nothing is wrong"
 
 
 def test_the_command_is_installed():
