@@ -145,7 +145,7 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Write the scores as JSON.")
     ] = None,
 ) -> None:
-    """Prompt accuracy on seen and held-out pairs, FID and KID, each with its error bars."""
+    """Prompt accuracy on seen and held-out pairs, Fréchet and kernel distance, with error bars."""
     scores = evaluate_critters(
         TextToImage.from_pretrained(model), prompts=prompts, steps=steps, guidance=guidance,
         sampler=sampler, seed=seed,

@@ -7,9 +7,9 @@ level:
 
 * the *trivial* error, that of the best guess which is linear in x_t and knows only mean and variance of
   the data, ``var sigma² / (alpha² var + sigma²)``;
-* the *floor*, which no network beats: exact where the distribution of the data is known, else the error
-  of the perfect denoiser of the given data, :class:`~minidiff.exact.FiniteData`, which knows them by
-  heart (a lower bound, loose where data are few).
+* the *floor*: exact where the distribution of the data is known, else the error of the perfect denoiser
+  of the given data, :class:`~minidiff.exact.FiniteData`, which knows them by heart. That is a loose
+  bound where data are few. It knows no captions: at high noise a model that reads them can do better.
 
 How far the model has come from the first to the second is what it has learned. Around this table stand
 checks for the mistakes that people make: each :class:`Finding` names one and says what to do.
@@ -60,7 +60,7 @@ class LevelError:
         t: time.
         model: the model's.
         trivial: that of the best linear guess.
-        floor: that of the best guess there is.
+        floor: that of the perfect denoiser without a condition.
         stderr: standard error of ``model - trivial``, both on the same noise.
         excess: the mean of that difference.
     """
@@ -107,7 +107,9 @@ class Report:
                 errors = f"{e.trivial:9.5f}  {e.model:9.5f}  {e.floor:9.5f}"
                 lines.append(f"                    {e.t:4.2f}  {errors}    {learned}")
             if not math.isnan(self.learned):
-                lines.append(f"learned of what can be learned: {100 * self.learned:.0f} %")
+                lines.append(
+                    f"learned: {100 * self.learned:.0f} % of the way from trivial to floor"
+                )
         lines += [f"- {finding}" for finding in self.findings] or ["nothing is wrong"]
         return "\n".join(lines)
 
@@ -137,12 +139,21 @@ def doctor(
 
     Returns:
         The findings, and the errors level by level.
-    """
+
+    Raises:
+        ValueError: fewer than 2 samples, or not one condition for each."""
     checks = [_check_schedule(model), _check_mode(model), _check_weights(model)]
     report = Report(list(chain(*checks)))
     if x0 is None:
         return report
+    if len(x0) < 2:
+        raise ValueError(f"x0 holds {len(x0)} samples: give at least 2, better 256")
+    told = condition.pooled if isinstance(condition, Condition) else condition
+    if told is not None and len(told) != len(x0):
+        raise ValueError(f"{len(told)} conditions for {len(x0)} samples: give one for each")
     report.findings += _check_data(x0)
+    if not x0.is_floating_point():
+        return report
     x0 = x0.to(model.device, torch.float32)
     if not {"weights", "data"} & {finding.name for finding in report.findings}:
         report.findings += _check_numbers(model, x0, condition, seed)

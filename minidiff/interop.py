@@ -37,7 +37,8 @@ def to_diffusers(schedule: Schedule, target: str = "eps", steps: int = 1000) -> 
 
     ``Flow`` (also shifted) becomes a ``FlowMatchEulerDiscreteScheduler``, ``Karras`` an
     ``EDMEulerScheduler``; every other schedule a ``DDPMScheduler`` with a table of betas, from which
-    ``DDIMScheduler.from_config(scheduler.config)`` and the like make other samplers.
+    ``DDIMScheduler.from_config(scheduler.config)`` and the like make other samplers. Its last beta is at
+    most 0.999, so a schedule that ends in pure noise comes close to it only.
 
     Args:
         schedule: any schedule of this library.
@@ -50,14 +51,17 @@ def to_diffusers(schedule: Schedule, target: str = "eps", steps: int = 1000) -> 
     """
     import diffusers
 
-    base, shift = (
-        (schedule.base, schedule.shift) if isinstance(schedule, Shifted) else (schedule, 1.0)
-    )
+    base: Any = schedule
+    shift = 1.0
+    while isinstance(base, Shifted):
+        base, shift = base.base, shift * base.shift
     if isinstance(base, Flow):
         if target not in ("eps", "flow"):  # "eps" is the default of the argument
             raise ValueError(f"target {target!r}: a flow scheduler means velocities, 'flow'")
         return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=steps, shift=shift)
     if isinstance(schedule, Karras):
+        if target not in ("eps", "edm"):
+            raise ValueError(f"target {target!r}: an EDM scheduler means EDM's mixture, 'edm'")
         return diffusers.EDMEulerScheduler(
             sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho,
             sigma_data=SIGMA_DATA, num_train_timesteps=steps,
@@ -65,6 +69,9 @@ def to_diffusers(schedule: Schedule, target: str = "eps", steps: int = 1000) -> 
     names = {ours: theirs for theirs, ours in PREDICTION_TYPES.items() if ours != "flow"}
     if target not in names:
         raise ValueError(f"target {target!r}: their chains know {', '.join(names)}")
+    middle = schedule(0.5)
+    if abs(middle.alpha**2 + middle.sigma**2 - 1) > 1e-6:
+        raise ValueError(f"{schedule} has no betas: alpha² + sigma² is not 1")
     chain = {"num_train_timesteps": steps, "prediction_type": names[target], "clip_sample": False}
     if isinstance(schedule, Linear) and not schedule.zero_terminal_snr:
         chain |= {"num_train_timesteps": schedule.steps, "beta_schedule": "linear"}
@@ -100,9 +107,10 @@ class DiffusersModel:
         Args:
             x_t: (B, ...) noisy samples, for latent models latents.
             level: of this model's schedule, shape () or (B,).
-            condition: a mapping is handed to the network as keyword arguments. A tensor (B, T, D), or a
-                :class:`~minidiff.denoiser.Condition` with its mask, becomes ``encoder_hidden_states``; a
-                tensor (B,) of integers ``class_labels``. None passes nothing.
+            condition: a mapping is handed to the network as keyword arguments, as it is. A tensor
+                (B, T, D) or a :class:`~minidiff.denoiser.Condition`, with its mask, becomes
+                ``encoder_hidden_states``; a tensor (B,) of integers ``class_labels``. One, (1, ...),
+                serves all samples. None passes nothing.
 
         Returns:
             Prediction shaped and typed like ``x_t``.
@@ -118,6 +126,10 @@ class DiffusersModel:
         else:
             steps = len(self.schedule.betas) if isinstance(self.schedule, Chain) else 1000
             time = (t * steps - 1).clamp(min=0)
+        if isinstance(condition, Condition):
+            condition = condition.expand(len(x_t))
+        elif isinstance(condition, Tensor) and len(condition) == 1:  # one condition for all samples
+            condition = condition.expand(len(x_t), *condition.shape[1:])
         arguments = _arguments(condition, first)
         out = self.net(x.to(first.device, first.dtype), timestep=time, **arguments)
         out = out.sample if hasattr(out, "sample") else out[0]
@@ -164,7 +176,7 @@ def from_diffusers(net: nn.Module, scheduler: Any) -> DiffusersModel:
 def _arguments(
     condition: Condition | Tensor | Mapping[str, Any] | None, like: Tensor
 ) -> dict[str, Any]:
-    """The condition as keyword arguments of the network, on its device and in its dtype."""
+    """The condition as keyword arguments of the network; tensors go to its device and dtype."""
     if condition is None:
         return {}
     if isinstance(condition, Condition):

@@ -63,7 +63,8 @@ def variational_bound(
 
     Each expectation is one draw of noise: average over data or repeat for a smaller error. The last step
     is the decoder ``N(x0_guess, (sigma/alpha)² I)`` at the last level with noise: the posterior of data
-    about which nothing else is known, so that level should hold little noise.
+    about which nothing else is known, so that level should hold little noise. The bound depends on the
+    levels: on how many there are, and on their spacing, of which "log_snr" wastes least.
 
     Args:
         denoise: ``(x_t, level) -> Prediction``.
@@ -77,12 +78,14 @@ def variational_bound(
         :class:`Bound`, float64.
 
     Raises:
-        ValueError: fewer than 3 levels, the last has noise, or fewer than 2 bins.
+        ValueError: fewer than 3 levels, the last has noise, fewer than 2 bins, or data outside of them.
     """
     if len(levels) < 3 or levels[-1].sigma > 0:
         raise ValueError("give at least 3 levels that end at sigma = 0, as schedule.levels(n) does")
     if bins is not None and bins < 2:
         raise ValueError(f"bins = {bins}: use at least 2, or None for continuous data")
+    if bins is not None and float(x0.abs().max()) > 1:
+        raise ValueError(f"x0 reaches {float(x0.abs().max()):g}: bins are made for data in [-1, 1]")
     x0 = x0.double()
     first = levels[0]
     prior = _squares(first.alpha / first.sigma * x0) / 2

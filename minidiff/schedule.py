@@ -82,7 +82,7 @@ class Schedule:
         * "karras": evenly in (sigma/alpha)^(1/rho) (Karras et al. 2022, eq. 5).
 
         The last two cannot reach pure noise or pure data, where the log-SNR is infinite: they run from
-        sigma/alpha = 80 to 0.002, or as far as the schedule goes, and then jump to sigma = 0.
+        sigma/alpha = 80 to 0.002, or less where the schedule ends before, and then jump to sigma = 0.
 
         Raises:
             ValueError: ``n`` is smaller than 1, or too large for "trailing", or the spacing unknown.
@@ -152,8 +152,8 @@ class Betas(Chain):
     """A chain with any variances, for instance those of a model trained elsewhere.
 
     Args:
-        betas: variance added by each step, in [0, 1]; a tuple, so that the schedule can be compared and
-            written to JSON. A beta of 1 destroys the data and may stand only at the end.
+        betas: variance added by each step, in (0, 1), the last may be 1; a tuple, so that the schedule can
+            be compared and written to JSON.
 
     Raises:
         ValueError: there are none, or one is out of range.
@@ -195,8 +195,8 @@ class Linear(Chain):
         for name, beta in (("beta_min", self.beta_min), ("beta_max", self.beta_max)):
             if not 0 < beta < 1:
                 raise ValueError(f"{name} = {beta:g} is a variance: give it in (0, 1)")
-        if self.steps < 1:
-            raise ValueError(f"steps = {self.steps}: the chain needs at least 1 step")
+        if self.steps < (least := 1 + self.zero_terminal_snr):
+            raise ValueError(f"steps = {self.steps}: the chain needs at least {least} step")
 
     @cached_property
     def betas(self) -> Tensor:

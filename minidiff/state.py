@@ -1,7 +1,8 @@
 """What a training run needs to go on after a break: one safetensors file (chapter 4).
 
 ``training.safetensors`` holds the weights, their running average, and the two moments that AdamW keeps
-of every gradient. Times and noise of a step depend on its number alone, so nothing else is needed.
+of every gradient. Times and noise of a step depend on the seed and its number, so with the same seed and
+data nothing else is needed.
 """
 
 import json

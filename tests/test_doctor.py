@@ -251,3 +251,11 @@ def test_another_guidance_convention():
         report = doctor(md.Diffusion(md.MLP(2), md.Cosine(), "v"), points()[0], guide=wrong)
         assert "guidance" in names(report)
         assert advice in str(report)
+
+
+def test_bad_input_is_named(healthy_with_text):
+    x0, told = points()
+    with pytest.raises(ValueError, match="x0 holds 1 samples"):
+        doctor(healthy_with_text, x0[:1])
+    with pytest.raises(ValueError, match="3 conditions for 512 samples"):
+        doctor(healthy_with_text, x0, told[:3])

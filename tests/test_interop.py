@@ -76,6 +76,12 @@ def test_karras_keeps_its_levels():
 def test_what_diffusers_has_no_name_for_is_refused():
     with pytest.raises(ValueError, match="target 'flow': their chains know eps, x0, v"):
         to_diffusers(md.Cosine(), "flow")
+    with pytest.raises(ValueError, match="target 'v': an EDM scheduler"):
+        to_diffusers(md.Karras(), "v")
+    with pytest.raises(ValueError, match="has no betas"):
+        to_diffusers(md.Shifted(md.Karras(), 2.0))
+    twice = md.Shifted(md.Shifted(md.Flow(), 2.0), 3.0)
+    assert to_diffusers(twice).config.shift == 6
     with pytest.raises(ValueError, match="target 'x0': a flow scheduler means velocities"):
         to_diffusers(md.Flow(), "x0")
 
@@ -197,6 +203,8 @@ def test_a_text_model_with_our_guidance():
     torch.testing.assert_close(
         guided(x_t, level).eps, other.eps + 2.5 * (plain.eps - other.eps), rtol=1e-5, atol=1e-5
     )
+    one = md.guide(model.denoise, tokens, scale=2.5, negative=empty)  # one condition serves all
+    torch.testing.assert_close(one(x_t, level).eps, guided(x_t, level).eps)
     x0 = md.sample(md.dpmpp_2m(guided, x_t, model.schedule.levels(4)))
     assert x0.isfinite().all()
     mask = torch.tensor([[True, True, False, False, False]]).expand(3, -1)

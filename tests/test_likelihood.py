@@ -165,3 +165,5 @@ def test_bad_arguments_are_named():
         flow_log_likelihood(gaussian().denoise, x, md.Cosine().levels(5))
     with pytest.raises(ValueError, match="probes = 0"):
         flow_log_likelihood(gaussian().denoise, x, md.VP().levels(5, "log_snr"), probes=0)
+    with pytest.raises(ValueError, match="x0 reaches 255"):
+        variational_bound(gaussian().denoise, x + 255, md.Cosine().levels(5), bins=256)
