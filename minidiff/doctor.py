@@ -17,6 +17,7 @@ checks for the mistakes that people make: each :class:`Finding` names one and sa
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -93,7 +94,7 @@ class Report:
 
     @property
     def learned(self) -> float:
-        """Share of what can be learned that the model has learned, over all levels; nan if unknown."""
+        """Share of the way from trivial to floor, over all levels; nan where no level has a gap."""
         known = [e for e in self.levels if not math.isnan(e.learned)]
         gap = sum(e.trivial - e.floor for e in known)
         return sum(e.trivial - e.model for e in known) / gap if known else math.nan
@@ -141,7 +142,8 @@ def doctor(
         The findings, and the errors level by level.
 
     Raises:
-        ValueError: fewer than 2 samples, or not one condition for each."""
+        ValueError: fewer than 2 samples, or not one condition for each.
+    """
     checks = [_check_schedule(model), _check_mode(model), _check_weights(model)]
     report = Report(list(chain(*checks)))
     if x0 is None:
@@ -243,15 +245,11 @@ def _check_numbers(model: Diffusion, x0: Tensor, condition: Told, seed: int) -> 
     x_t = diffuse(x0, _noise(x0, seed), level)
     for name, enabled in (("float32", False), ("bfloat16", True)):
         culprits: list[str] = []
-        hooks = [
-            part.register_forward_hook(partial(_note, path, culprits))
-            for path, part in model.named_modules()
-            if path
-        ]
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=enabled):
+        # The stack takes the hooks off again even if the model fails.
+        with ExitStack() as hooks, torch.autocast(x0.device.type, torch.bfloat16, enabled=enabled):
+            for path, part in list(model.named_modules())[1:]:
+                hooks.enter_context(part.register_forward_hook(partial(_note, path, culprits)))
             output = model(x_t, level, condition)
-        for hook in hooks:
-            hook.remove()
         if not bool(output.isfinite().all()):
             where = f" from {culprits[0]!r} on" if culprits else ""
             what = f"in {name} the output is not finite{where}."

@@ -149,7 +149,8 @@ def from_diffusers(net: nn.Module, scheduler: Any) -> DiffusersModel:
         scheduler: any of their schedulers with a table of betas, flow sigmas, or EDM's range.
 
     Raises:
-        ValueError: the scheduler is of another kind, or its prediction type unknown.
+        ValueError: the scheduler is of another kind or shifts by image size, or its prediction type is
+            unknown.
     """
     config = scheduler.config
     name, prediction = type(scheduler).__name__, config.get("prediction_type", "epsilon")
@@ -162,6 +163,11 @@ def from_diffusers(net: nn.Module, scheduler: Any) -> DiffusersModel:
             )
         return DiffusersModel(net, Karras(config.sigma_min, config.sigma_max, config.rho), "edm")
     if name.startswith("FlowMatch"):
+        if config.get("use_dynamic_shifting"):
+            raise ValueError(
+                f"{name} shifts by image size (use_dynamic_shifting): work out the shift of your size and "
+                "give DiffusersModel(net, Shifted(Flow(), shift), 'flow')"
+            )
         shift = float(config.get("shift") or 1.0)
         return DiffusersModel(net, Flow() if shift == 1 else Shifted(Flow(), shift), "flow")
     if prediction not in PREDICTION_TYPES:

@@ -64,7 +64,7 @@ def variational_bound(
     Each expectation is one draw of noise: average over data or repeat for a smaller error. The last step
     is the decoder ``N(x0_guess, (sigma/alpha)² I)`` at the last level with noise: the posterior of data
     about which nothing else is known, so that level should hold little noise. The bound depends on the
-    levels: on how many there are, and on their spacing, of which "log_snr" wastes least.
+    levels, on how many there are and on their spacing: quote both with the number.
 
     Args:
         denoise: ``(x_t, level) -> Prediction``.

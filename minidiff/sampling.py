@@ -214,7 +214,7 @@ def dpmpp_2m(
     Seen over lambda = log(alpha/sigma), the denoiser's x0 changes almost along a line, so the last two
     guesses tell where it will be in the middle of the coming step. The first step has no past and the
     last, to sigma = 0, no finite length in lambda: both are DDIM's. With eta = 1 it is the paper's
-    SDE-DPM-Solver++(2M) (section 5).
+    SDE-DPM-Solver++(2M).
 
     Arguments and states as in :func:`ddim`.
     """

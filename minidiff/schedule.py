@@ -196,7 +196,7 @@ class Linear(Chain):
             if not 0 < beta < 1:
                 raise ValueError(f"{name} = {beta:g} is a variance: give it in (0, 1)")
         if self.steps < (least := 1 + self.zero_terminal_snr):
-            raise ValueError(f"steps = {self.steps}: the chain needs at least {least} step")
+            raise ValueError(f"steps = {self.steps}: this chain needs at least {least}")
 
     @cached_property
     def betas(self) -> Tensor:

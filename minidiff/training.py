@@ -65,7 +65,7 @@ def edm_weight(level: NoiseLevel) -> Tensor:
 
 def sigmoid_weight(level: NoiseLevel, bias: float = 2.0) -> Tensor:
     """The squared error of eps times sigmoid(bias - log SNR), written for x0: clean levels, where only
-    the last digits of the data are at stake, count little (Kingma & Gao 2023, section 4 and figure 3)."""
+    the last digits of the data are at stake, count little (Kingma & Gao 2023)."""
     return level.snr * torch.sigmoid(bias - level.log_snr)
 
 

@@ -221,3 +221,5 @@ def test_what_cannot_be_read_is_refused(unet):
         from_diffusers(unet, scheduler)
     with pytest.raises(ValueError, match=r"sigma_data 1: only 'epsilon' and 0.5"):
         from_diffusers(unet, EDMEulerScheduler(sigma_data=1.0))
+    with pytest.raises(ValueError, match="shifts by image size"):
+        from_diffusers(unet, FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
