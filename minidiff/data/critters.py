@@ -13,24 +13,19 @@ of radius 1 around (0, 0), x to the right, y down, and the highest hat ends at y
 affine map puts them into the frame. They are drawn larger and averaged down, so edges are smooth.
 """
 
-import mmap
-import multiprocessing
-import os
 import random
-import sys
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import ceil, cos, pi, radians, sin
-from typing import Literal, NamedTuple, get_args
+from math import cos, pi, radians, sin
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.utils.data import Dataset
+
+from minidiff.data.drawn import Drawn, Split, check_size, check_split
 
 # ------------------------------------------------------------------------------- what there is
 
@@ -61,7 +56,6 @@ HELD_OUT = (
 )
 """Animal-hat pairs that the training split never shows: each hat misses one animal."""
 
-Split = Literal["train", "held_out", "all"]
 _ALL_PAIRS = tuple((animal, hat) for animal in ANIMALS for hat in HATS)
 _PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
     "train": tuple(pair for pair in _ALL_PAIRS if pair not in HELD_OUT),
@@ -108,7 +102,7 @@ def sample(rng: random.Random, split: Split = "train") -> Critter:
     Raises:
         ValueError: ``split`` is none of the three.
     """
-    _check_split(split)
+    check_split(split)
     animal, hat = rng.choice(_PAIRS[split])
     return Critter(
         animal, rng.choice(furs(animal)), hat, rng.choice(HAT_COLORS), rng.choice(BACKGROUNDS)
@@ -123,15 +117,12 @@ def labels(critter: Critter) -> dict[str, int]:
     return {name: values.index(getattr(critter, name)) for name, values in ATTRIBUTES.items()}
 
 
-def _check_split(split: str) -> None:
-    if split not in get_args(Split):
-        raise ValueError(f"split {split!r} is unknown: choose from {', '.join(get_args(Split))}")
-
-
 # ------------------------------------------------------------------------------------ captions
 
-_OPENINGS = ("", "", "", "a picture of ", "a drawing of ", "a portrait of ")
-_WEARS = ("in", "in", "wearing", "with")
+OPENINGS = ("", "", "", "a picture of ", "a drawing of ", "a portrait of ")
+"""How a caption may begin; one that stands here twice is twice as likely."""
+WEARS = ("in", "in", "wearing", "with")
+"""What a caption may say between animal and hat."""
 
 
 def prompt(critter: Critter, attributes: Sequence[str] = ("animal", "hat")) -> str:
@@ -146,11 +137,26 @@ def prompt(critter: Critter, attributes: Sequence[str] = ("animal", "hat")) -> s
     for name in attributes:
         if name not in ATTRIBUTES:
             raise ValueError(f"attribute {name!r} is unknown: choose from {', '.join(ATTRIBUTES)}")
-    text = _a(_who(critter, attributes))
-    if "hat" in attributes or "hat_color" in attributes:
-        text += f" in {_a(_hat(critter, attributes))}"
+    text = portrait(critter, attributes)
     if "background" in attributes:
         text += f" on a {critter.background} background"
+    return text
+
+
+def portrait(
+    critter: Critter, said: Sequence[str], noun: str = "critter", wears: str = "in"
+) -> str:
+    """The critter alone, without its background: "an orange cat in a top hat".
+
+    Args:
+        critter: who.
+        said: names of the attributes to state; one that is left out does not show in the text.
+        noun: what to call an animal that is not stated.
+        wears: the word between animal and hat.
+    """
+    text = _a(_who(critter, said, noun))
+    if "hat" in said or "hat_color" in said:
+        text += f" {wears} {_a(_hat(critter, said))}"
     return text
 
 
@@ -180,12 +186,12 @@ def caption(critter: Critter, rng: random.Random) -> str:
     if hat_said and rng.random() < 0.1:
         text = f"{_a(hat)} on {_a(who)}"
     elif hat_said:
-        text = f"{_a(who)} {rng.choice(_WEARS)} {_a(hat)}"
+        text = f"{_a(who)} {rng.choice(WEARS)} {_a(hat)}"
     else:
         text = _a(who)
     if "background" in said:
         text += rng.choice((f" on a {background} background", f", {background} background"))
-    return rng.choice(_OPENINGS) + text
+    return rng.choice(OPENINGS) + text
 
 
 def vocabulary() -> tuple[str, ...]:
@@ -551,7 +557,8 @@ _BEFORE_THE_HAT = {"frog": _frog_eyes()}
 
 # ------------------------------------------------------------------------------------- pictures
 
-_OVERSAMPLING = 4
+OVERSAMPLING = 4
+"""How many times larger than its picture a critter is drawn before it is averaged down."""
 
 
 class _Drawing(NamedTuple):
@@ -590,28 +597,50 @@ def draw(critter: Critter, size: int = 64, rng: random.Random | None = None) -> 
     Raises:
         ValueError: ``size`` is below 8.
     """
-    _check_size(size)
     # Chance is drawn in units of the frame, so one rng gives one pose at every size.
     across, down, growth, tilt = (0.0 if rng is None else rng.uniform(-1, 1) for _ in range(4))
-    canvas = size * _OVERSAMPLING
-    radius = 0.285 * canvas * (1 + 0.06 * growth)
-    c, s = radius * cos(radians(9 * tilt)), radius * sin(radians(9 * tilt))
-    left, top = (0.5 + 0.035 * across) * canvas, (0.635 + 0.025 * down) * canvas
+    image = backdrop(critter.background, size)
+    canvas = image.width
+    center = (0.5 + 0.035 * across) * canvas, (0.635 + 0.025 * down) * canvas
+    paint(image, critter, posed(critter, center, 0.285 * canvas * (1 + 0.06 * growth), 9 * tilt))
+    return image.reduce(OVERSAMPLING)
 
-    points, shapes = _drawing(critter.animal, critter.hat)
-    x, y = points.T
-    xy = np.stack([left + c * x - s * y, top + s * x + c * y], axis=1).ravel().tolist()
+
+def backdrop(background: str, size: int) -> Image.Image:
+    """An empty canvas for a picture of ``size`` pixels, :data:`OVERSAMPLING` times as large.
+
+    Raises:
+        ValueError: ``size`` is below 8.
+    """
+    check_size(size)
+    canvas = size * OVERSAMPLING
+    return Image.new("RGB", (canvas, canvas), _BACKGROUND_RGB[background])
+
+
+def posed(
+    critter: Critter, center: tuple[float, float], radius: float, tilt: float
+) -> NDArray[np.float64]:
+    """The corners of all the critter's outlines, (n, 2), as :func:`paint` takes them.
+
+    Args:
+        critter: who.
+        center: where the middle of the head goes, from the left and from the top, in pixels.
+        radius: of the head, in pixels.
+        tilt: degrees, clockwise.
+    """
+    c, s = radius * cos(radians(tilt)), radius * sin(radians(tilt))
+    left, top = center
+    x, y = _drawing(critter.animal, critter.hat).points.T
+    return np.stack([left + c * x - s * y, top + s * x + c * y], axis=1)
+
+
+def paint(image: Image.Image, critter: Critter, points: NDArray[np.float64]) -> None:
+    """Fill the critter's outlines, whose corners are ``points`` (n, 2), with its colours."""
+    xy = points.ravel().tolist()
     paints = _palette(critter.fur, critter.hat_color)
-    image = Image.new("RGB", (canvas, canvas), _BACKGROUND_RGB[critter.background])
     pen = ImageDraw.Draw(image)
-    for start, end, paint in shapes:
-        pen.polygon(xy[2 * start : 2 * end], paints[paint])
-    return image.reduce(_OVERSAMPLING)
-
-
-def _check_size(size: int) -> None:
-    if size < 8:
-        raise ValueError(f"size {size} is too small for a portrait: use 8 or more")
+    for start, end, color in _drawing(critter.animal, critter.hat).shapes:
+        pen.polygon(xy[2 * start : 2 * end], paints[color])
 
 
 # ------------------------------------------------------------------------------------- data set
@@ -625,7 +654,7 @@ class Rendering(NamedTuple):
     critters: list[Critter]
 
 
-class Critters(Dataset[tuple[Tensor, str]]):
+class Critters(Drawn):
     """Captioned pictures of random critters; item i depends on ``split``, ``seed`` and i.
 
     ``data[i]`` is the picture, (3, size, size) float in [-1, 1], with its caption of epoch 0.
@@ -643,37 +672,17 @@ class Critters(Dataset[tuple[Tensor, str]]):
         IndexError: an item outside the data set.
     """
 
-    def __init__(
-        self, length: int = 24_000, size: int = 64, split: Split = "train", seed: int = 0
-    ) -> None:
-        _check_split(split)
-        if length < 0:
-            raise ValueError(f"length {length} is negative: use 0 or more")
-        _check_size(size)
-        self.length, self.size, self.split, self.seed = length, size, split, seed
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        pixels = torch.from_numpy(self._pixels(index))
-        return pixels.float() / 127.5 - 1, self.caption(index)
-
     def critter(self, index: int) -> Critter:
         """What picture ``index`` shows."""
-        return sample(self._rng(index, "critter"), self.split)
+        return sample(self.chance(index, "critter"), self.split)
 
     def caption(self, index: int, epoch: int = 0) -> str:
         """A true caption of picture ``index``, worded anew in each epoch."""
-        return caption(self.critter(index), self._rng(index, f"caption {epoch}"))
-
-    def captions(self, epoch: int = 0) -> list[str]:
-        """The captions of all pictures in this epoch."""
-        return [self.caption(index, epoch) for index in range(self.length)]
+        return caption(self.critter(index), self.chance(index, f"caption {epoch}"))
 
     def image(self, index: int) -> Image.Image:
         """Picture ``index`` as a PIL image."""
-        return draw(self.critter(index), self.size, self._rng(index, "picture"))
+        return draw(self.critter(index), self.size, self.chance(index, "picture"))
 
     def render(self, workers: int | None = None) -> Rendering:
         """Draw all pictures, with several processes where the system can fork (not on macOS).
@@ -690,66 +699,5 @@ class Critters(Dataset[tuple[Tensor, str]]):
             ValueError: ``workers`` is below 1.
             RuntimeError: a process died.
         """
-        if workers is None:
-            workers = _usable_cores()
-        if workers < 1:
-            raise ValueError(f"workers {workers} is too few: use 1 or more, or None")
-        # Forked processes share this memory, so pictures need not be sent from one to the other.
-        memory = mmap.mmap(-1, max(1, self.length * 3 * self.size**2))
-        pixels = np.frombuffer(memory, np.uint8, self.length * 3 * self.size**2)
-        pixels = pixels.reshape(self.length, 3, self.size, self.size)
-        if _can_fork() and workers > 1:
-            self._draw_forked(pixels, workers)
-        else:
-            self._draw_into(pixels, range(self.length))
         critters = [self.critter(index) for index in range(self.length)]
-        return Rendering(torch.from_numpy(pixels), self.captions(), critters)
-
-    def _draw_forked(self, pixels: NDArray[np.uint8], workers: int) -> None:
-        context = multiprocessing.get_context("fork")
-        share = max(1, ceil(self.length / workers))
-        processes = []
-        for start in range(0, self.length, share):
-            part = range(start, min(start + share, self.length))
-            processes.append(
-                context.Process(target=self._draw_into, args=(pixels, part), daemon=True)
-            )
-        with warnings.catch_warnings():
-            # Python 3.12 warns that forking a process with threads may deadlock. Here the children
-            # only run Pillow and NumPy without BLAS, which wait for no lock of the parent's.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            for process in processes:
-                process.start()
-        try:
-            for process in processes:
-                process.join()
-        finally:  # when the parent is interrupted
-            for process in processes:
-                process.terminate()
-        if codes := [process.exitcode for process in processes if process.exitcode]:
-            raise RuntimeError(f"a drawing process ended with code {codes[0]}: try workers=1")
-
-    def _draw_into(self, pixels: NDArray[np.uint8], indices: Iterable[int]) -> None:
-        for index in indices:
-            pixels[index] = self._pixels(index)
-
-    def _pixels(self, index: int) -> NDArray[np.uint8]:  # (3, size, size)
-        return np.array(self.image(index)).transpose(2, 0, 1)
-
-    def _rng(self, index: int, purpose: str) -> random.Random:
-        if not -self.length <= index < self.length:
-            raise IndexError(f"item {index} is outside a data set of {self.length}")
-        # Seeding with a string hashes it, so neighbouring items are unrelated.
-        return random.Random(f"{self.seed} {self.split} {index % self.length} {purpose}")
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what a container allows, where the system can say
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _can_fork() -> bool:
-    """Forking is unsafe on macOS and missing on Windows; a daemon, such as a loader's worker, may
-    have no children."""
-    return sys.platform == "linux" and not multiprocessing.current_process().daemon
+        return Rendering(self.images(workers), self.captions(), critters)

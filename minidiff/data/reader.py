@@ -1,25 +1,32 @@
-"""The attribute reader: a small network that says what a picture of a critter shows.
+"""The attribute reader: a small network that says what a picture of a critter, or of two, shows.
 
 Captions of critters are exactly true, so a classifier trained on the renderer can score a text-to-image
 model: did the picture show what the prompt asked for? The reader sees every animal-hat pair, held-out
 ones too, or it would be blind where it matters; its own error on fresh renders bounds what its scores
-can mean.
+can mean. One reader looks at portraits (:mod:`~minidiff.data.critters`), another at scenes of two
+(:mod:`~minidiff.data.duo`), where it also says when it sees one critter only.
 """
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from minidiff.data import duo
 from minidiff.data.batches import Batches
 from minidiff.data.critters import ATTRIBUTES, Critter, Critters, labels
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "critters-reader"
+SHIPPED_DUO = SHIPPED.with_name("critters-duo-reader")
+IGNORED = -100
+"""The label of an attribute that a picture does not have: what cross-entropy leaves out."""
 
 
 class AttributeReader(nn.Module):
@@ -27,11 +34,21 @@ class AttributeReader(nn.Module):
 
     Args:
         width: channels of the first layer.
+        attributes: the values of each attribute: those of a critter, or :data:`duo.ATTRIBUTES
+            <minidiff.data.duo.ATTRIBUTES>`.
+        features: width of the hidden layer.
     """
 
-    def __init__(self, width: int = 32):
+    def __init__(
+        self,
+        width: int = 32,
+        attributes: Mapping[str, Sequence[str]] = ATTRIBUTES,
+        features: int = 128,
+    ):
         super().__init__()
         self.width = width
+        self.attributes = {name: tuple(values) for name, values in attributes.items()}
+        self.num_features = features  # how torchmetrics asks for the width of forward's output
         layers: list[nn.Module] = []
         c_in = 3
         for c_out in (width, 2 * width, 4 * width, 4 * width):  # 64 -> 32 -> 16 -> 8 -> 4
@@ -41,12 +58,15 @@ class AttributeReader(nn.Module):
                 nn.SiLU(),
             ]
             c_in = c_out
-        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * width, 128), nn.SiLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(128, len(v)) for name, v in ATTRIBUTES.items()})
-        self.num_features = 128  # how torchmetrics asks for the width of forward's output
+        self.trunk = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(64 * width, features), nn.SiLU()
+        )
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(features, len(v)) for name, v in self.attributes.items()}
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (B, 128) of images (B, 3, H, W) in [-1, 1]; other sizes are brought to 64x64."""
+        """Features (B, num_features) of images (B, 3, H, W) in [-1, 1]; other sizes are brought to 64x64."""
         if x.shape[2:] != (64, 64):
             x = F.interpolate(x, (64, 64), mode="bilinear", antialias=True)
         return self.trunk(x)
@@ -59,15 +79,19 @@ class AttributeReader(nn.Module):
     @torch.no_grad()
     def read(self, x: Tensor) -> list[dict[str, str]]:
         """For each of B images (B, 3, H, W) in [-1, 1] the most likely value of every attribute."""
-        numbers = {name: logits.argmax(1).tolist() for name, logits in self.logits(x).items()}
-        return [
-            {name: ATTRIBUTES[name][numbers[name][i]] for name in ATTRIBUTES} for i in range(len(x))
-        ]
+        seen = []
+        for part in x.split(256):  # the first layer's output is many times larger than the images
+            numbers = {n: logits.argmax(1).tolist() for n, logits in self.logits(part).items()}
+            seen += [
+                {name: values[numbers[name][i]] for name, values in self.attributes.items()}
+                for i in range(len(part))
+            ]
+        return seen
 
     def correct(
         self, x: Tensor, critters: Sequence[Critter], attributes: Sequence[str] = ("animal", "hat")
     ) -> list[bool]:
-        """For each image whether all the named attributes read as they should.
+        """For each image of one critter whether all the named attributes read as they should.
 
         Args:
             x: (B, 3, H, W) in [-1, 1].
@@ -83,7 +107,12 @@ class AttributeReader(nn.Module):
         """Write config.json and reader.safetensors, each replaced whole."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"format": "minidiff-reader-1", "width": self.width}
+        config = {
+            "format": "minidiff-reader-1",
+            "width": self.width,
+            "features": self.num_features,
+            "attributes": self.attributes,
+        }
         unfinished = folder / ".unfinished"
         unfinished.write_text(json.dumps(config, indent=2) + "\n")
         os.replace(unfinished, folder / "config.json")
@@ -100,9 +129,13 @@ class AttributeReader(nn.Module):
         folder = Path(folder)
         if not (folder / "reader.safetensors").is_file():
             raise FileNotFoundError(
-                f"{folder} holds no reader: `minidiff train critters-reader` makes one"
+                f"{folder} holds no reader: `minidiff train critters-reader` makes one, "
+                "and critters-duo-reader one for two critters"
             )
-        reader = cls(json.loads((folder / "config.json").read_text())["width"])
+        config = json.loads((folder / "config.json").read_text())
+        reader = cls(
+            config["width"], config.get("attributes", ATTRIBUTES), config.get("features", 128)
+        )
         reader.load_state_dict(load_file(folder / "reader.safetensors"))
         return reader.eval().requires_grad_(False)
 
@@ -115,10 +148,9 @@ def train_reader(
     batch_size: int = 128,
     seed: int = 1,
 ) -> Iterator[float]:
-    """Train the reader on fresh renders of all pairs, yielding the loss of each step.
+    """Train a reader of critters on fresh renders of all pairs, yielding the loss of each step.
 
-    Half of the pictures get a little noise or blur, because a model's samples are never as crisp as
-    the renderer's.
+    Half of the pictures are made worse by :func:`degrade`.
 
     Args:
         reader: trained in place.
@@ -127,25 +159,92 @@ def train_reader(
         batch_size: images per step.
         seed: of renders, shuffles and noise.
     """
-    data = Critters(images, split="all", seed=seed)
-    rendering = data.render()
+    rendering = Critters(images, split="all", seed=seed).render()
     truth = [labels(critter) for critter in rendering.critters]
+    yield from _fit(reader, rendering.images, truth, steps, batch_size, seed)
+
+
+def train_duo_reader(
+    reader: AttributeReader,
+    steps: int = 6000,
+    *,
+    images: int = 60_000,
+    batch_size: int = 128,
+    seed: int = 1,
+) -> Iterator[float]:
+    """Train a reader of two critters as :func:`train_reader` does, yielding the loss of each step.
+
+    From one scene of eight a critter is missing. What is left is the first, and the second is nobody.
+
+    Args:
+        reader: trained in place; its attributes are :data:`duo.ATTRIBUTES
+            <minidiff.data.duo.ATTRIBUTES>`.
+        steps: optimizer steps.
+        images: renders to train on.
+        batch_size: images per step.
+        seed: of renders, shuffles and noise.
+    """
+    data = _SomeIncomplete(images, split="all", seed=seed)
+    truth = [data.labels(index) for index in range(images)]
+    yield from _fit(reader, data.images(), truth, steps, batch_size, seed)
+
+
+class _SomeIncomplete(duo.Duo):
+    """Scenes of which every eighth lacks a critter."""
+
+    def missing(self, index: int) -> Literal["first", "second"] | None:
+        if index % 8:
+            return None
+        return "first" if index % 16 else "second"
+
+    def image(self, index: int) -> Image.Image:
+        return duo.draw(
+            self.scene(index), self.size, self.chance(index, "picture"), without=self.missing(index)
+        )
+
+    def labels(self, index: int) -> dict[str, int]:
+        numbers, missing = duo.labels(self.scene(index)), self.missing(index)
+        if missing is None:
+            return numbers
+        left = "second" if missing == "first" else "first"
+        alone = dict.fromkeys(numbers, IGNORED)
+        alone |= {f"first_{name}": numbers[f"{left}_{name}"] for name in duo.OWN}
+        alone["background"] = numbers["background"]
+        alone["second_animal"] = duo.ATTRIBUTES["second_animal"].index(duo.NOBODY)
+        return alone
+
+
+def degrade(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures (B, C, H, W) of which a quarter got some noise and a quarter some blur: a model's samples
+    are never as crisp as the renderer's."""
+    strength = torch.rand(len(x), 1, 1, 1, generator=generator)
+    noisy = x + 0.15 * strength * torch.randn(x.shape, generator=generator)
+    blurred = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear")
+    kind = torch.randint(4, (len(x), 1, 1, 1), generator=generator)
+    return torch.where(kind == 0, noisy, torch.where(kind == 1, blurred, x))
+
+
+def _fit(
+    reader: AttributeReader,
+    images: Tensor,  # (N, 3, S, S) uint8
+    truth: Sequence[Mapping[str, int]],  # N
+    steps: int,
+    batch_size: int,
+    seed: int,
+) -> Iterator[float]:
     optimizer = torch.optim.AdamW(reader.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    batches = iter(
-        Batches(rendering.images, lambda index, epoch: str(index), batch_size, seed=seed)
-    )
+    batches = iter(Batches(images, lambda index, epoch: str(index), batch_size, seed=seed))
     for _ in range(steps):
         x, numbers = next(batches)
-        strength = torch.rand(len(x), 1, 1, 1, generator=generator)
-        noisy = x + 0.15 * strength * torch.randn(x.shape, generator=generator)
-        blurred = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear")
-        kind = torch.randint(4, (len(x), 1, 1, 1), generator=generator)
-        x = torch.where(kind == 0, noisy, torch.where(kind == 1, blurred, x))
-        target = {n: torch.tensor([truth[int(i)][n] for i in numbers]) for n in ATTRIBUTES}
+        x = degrade(x, generator)
+        target = {n: torch.tensor([truth[int(i)][n] for i in numbers]) for n in reader.attributes}
         logits = reader.logits(x)
-        loss = sum(F.cross_entropy(logits[name], target[name]) for name in ATTRIBUTES)
+        loss = sum(
+            F.cross_entropy(logits[name], target[name], ignore_index=IGNORED)
+            for name in reader.attributes
+        )
         assert isinstance(loss, Tensor)
         optimizer.zero_grad()
         loss.backward()
