@@ -1,8 +1,11 @@
 """Text to image in one call."""
 
+import math
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+import reprlib
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -65,8 +68,9 @@ class TextToImage:
         num_images: int = 1,
         steps: int = 20,
         guidance: float = 3.0,
-        negative: str | None = None,
+        negative: str | Sequence[str] | None = None,
         interval: tuple[float, float] = (0.0, 1.0),
+        rescale: float = 0.0,
         seed: int = 0,
         sampler: str = "dpmpp_2m",
         size: tuple[int, int] | None = None,
@@ -78,21 +82,29 @@ class TextToImage:
         the same whatever else is drawn beside it.
 
         Args:
-            prompt: what to draw; the empty prompt draws anything. A list draws each.
+            prompt: what to draw. A list draws each. A prompt without a word that the model knows, such
+                as the empty one, draws anything, with a warning.
             num_images: images per prompt.
             steps: sampling steps.
             guidance: guidance scale; 1 is none.
-            negative: what to stay away from.
+            negative: what to stay away from: for all images, or in a list for each prompt ("" for
+                nothing in particular).
             interval: times between which guidance acts, see :func:`~minidiff.guidance.guide`.
+            rescale: 0 to 1, how much of the contrast that guidance adds is taken back, see there.
             seed: the same seed gives the same images.
             sampler: "dpmpp_2m", "heun", "ddim" or "ddpm".
             size: (height, width); None for the size the model was trained on.
             batch_size: images drawn together; only memory and speed depend on it.
 
         Raises:
-            ValueError: a number is out of range, the sampler unknown, or the model of no known size.
+            ValueError: a number is out of range, a prompt not a string, the sampler unknown, the model of
+                no known size, or there are neither one negative prompt nor as many as prompts.
+
+        Warns:
+            UserWarning: words are not known, or too many; nothing is left of a prompt.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = _strings("prompt", prompt)
+        negatives = [] if negative is None else _strings("negative", negative)
         for name, value in (
             ("num_images", num_images),
             ("steps", steps),
@@ -100,19 +112,33 @@ class TextToImage:
         ):
             if value < 1:
                 raise ValueError(f"{name} = {value}: use at least 1")
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance = {guidance}: give a finite number; 1 is none")
         if not prompts:
             raise ValueError("no prompt: give a string, or a list with at least one")
+        if not isinstance(negative, str | None) and len(negatives) != len(prompts):
+            raise ValueError(
+                f"{len(negatives)} negative prompts for {len(prompts)} prompts: "
+                "give one string for all, or a list with one for each"
+            )
         run = _sampler(sampler)
         shape = self._shape(size)
         model, count = self.model, len(prompts) * num_images
         condition = model.encode(prompts)
-        other = None if negative is None else model.encode([negative])
+        empty = [p for p, heard in zip(prompts, condition.mask.any(1), strict=True) if not heard]
+        if empty:
+            warnings.warn(
+                f"nothing to follow in {reprlib.repr(empty)}: drawn without a prompt", stacklevel=3
+            )  # the caller is beyond torch.no_grad
+        other = model.encode(negatives).expand(len(prompts)) if negatives else None
         levels = model.schedule.levels(steps)
         parts = []
         for start in range(0, count, batch_size):
             numbers = range(start, min(start + batch_size, count))
-            asked = Condition(*(part[[i // num_images for i in numbers]] for part in condition))
-            denoise = clip(guide(model.denoise, asked, guidance, other, interval))
+            rows = [i // num_images for i in numbers]  # the prompt of each image
+            asked = Condition(*(part[rows] for part in condition))
+            away = None if other is None else Condition(*(part[rows] for part in other))
+            denoise = clip(guide(model.denoise, asked, guidance, away, interval, rescale))
             random = generators(seed + start, len(numbers))
             x = noise((len(numbers), *shape), levels[0], generator=random, device=model.device)
             extra = {"generator": random} if sampler == "ddpm" else {}
@@ -134,6 +160,18 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(
         pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
     )
+
+
+def _strings(name: str, value: object) -> list[str]:
+    """One string or several, as a list."""
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    values: list[Any] = list(value) if several else [value]  # type: ignore[call-overload]
+    for one in values:
+        if not isinstance(one, str):
+            raise ValueError(
+                f"{name} {reprlib.repr(one)} is no string: give one string, or a list of strings"
+            )
+    return values
 
 
 def _sampler(name: str) -> Sampler:

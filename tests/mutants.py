@@ -21,7 +21,7 @@ FORWARD, SCHEDULE, SAMPLING = "test_forward", "test_schedule", "test_sampling"
 
 
 class Mutant(NamedTuple):
-    """One mistake: in ``file``, ``old`` (which stands there once) becomes ``new``."""
+    """One mistake: in ``file``, a module of minidiff, ``old`` (which stands there once) becomes ``new``."""
 
     name: str
     file: str
@@ -76,6 +76,23 @@ MUTANTS = [
         ("a second call at scale 1", "guidance", "if scale == 1 or not bool(inside.any()):", "if not bool(inside.any()):", ("test_guidance",)),
         ("eps kept after clipping", "guidance", "return _with_x0(denoise(x_t, level).x0.clamp(low, high), x_t, level)", "return Prediction(denoise(x_t, level).x0.clamp(low, high), denoise(x_t, level).eps)", ("test_guidance",)),
         ("thresholding without rescaling", "guidance", "x0.clamp(-s, s) / s", "x0.clamp(-s, s)", ("test_guidance",)),
+        ("rescaled by the variance", "guidance", "x.flatten(1).std(dim=1, correction=0)", "x.flatten(1).var(dim=1, correction=0)", ("test_guidance",)),
+        ("rescaled by the spread of the batch", "guidance", "x.flatten(1).std(dim=1, correction=0)", "x.std(correction=0).expand(len(x))", ("test_guidance",)),
+        ("rescaling upside down", "guidance", "_spread(x0) / spread, 1.0", "spread / _spread(x0), 1.0", ("test_guidance",)),
+        ("rescaled share taken twice", "guidance", "rescale * (ratio - 1)", "rescale**2 * (ratio - 1)", ("test_guidance",)),
+        ("eps kept where x0 was moved", "guidance", "prediction.eps - alpha / sigma.clamp(min=TINY) * by", "prediction.eps", ("test_guidance",)),
+        ("x0 moved at sigma = 0", "guidance", "torch.where(sigma > TINY, by, 0.0)", "torch.where(sigma >= 0, by, 0.0)", ("test_guidance",)),
+        ("gradient guidance downhill", "guidance", "scale * sigma**2 / alpha", "-scale * sigma**2 / alpha", ("test_guidance",)),
+        ("gradient guidance without a sigma", "guidance", "scale * sigma**2 / alpha", "scale * sigma / alpha", ("test_guidance",)),
+        ("gradient guidance without alpha", "guidance", "scale * sigma**2 / alpha", "scale * sigma**2", ("test_guidance",)),
+        ("slope in x0 for that in x_t", "guidance", "torch.autograd.grad(value.sum(), x, ", "torch.autograd.grad(value.sum(), prediction.x0, ", ("test_guidance",)),
+        ("slope shared by the batch", "guidance", "torch.autograd.grad(value.sum(), x, ", "torch.autograd.grad(value.mean(), x, ", ("test_guidance",)),
+        ("gradient guidance at alpha = 0 let through", "guidance", "alpha > TINY, scale", "alpha > 0, scale", ("test_guidance",)),
+        # --- denoiser
+        ("pooled network hears tokens", "denoiser/layers", 'None if conditioning == "pooled" else condition_dim', "condition_dim", ("test_denoiser",)),
+        ("token network hears the vector", "denoiser/layers", 'None if conditioning == "tokens" else condition_dim', "condition_dim", ("test_denoiser",)),
+        ("dropped condition keeps its tokens", "denoiser/layers", "self.mask & keep[:, None]", "self.mask", ("test_denoiser",)),
+        ("dropped condition keeps its vector", "denoiser/layers", "self.pooled * keep[:, None]", "self.pooled", ("test_denoiser",)),
         # --- training
         ("t = T never trained", "training", "return 1 - (shift + stratum) / n", "return (shift + stratum) / n * 0.9", ("test_training",)),
         ("times tied to places in the batch", "training", "stratum = torch.randperm(n, generator=generator, device=device)", "stratum = torch.arange(n, device=device)", ("test_training",)),
@@ -112,7 +129,7 @@ class Finder:
         self.mutant = mutant
 
     def find_spec(self, fullname: str, path=None, target=None):
-        if fullname != f"minidiff.{self.mutant.file}":
+        if fullname != f"minidiff.{self.mutant.file.replace('/', '.')}":
             return None
         loader = Loader(fullname, str(ROOT / "minidiff" / f"{self.mutant.file}.py"))
         loader.mutant = self.mutant

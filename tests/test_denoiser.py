@@ -231,6 +231,102 @@ def test_the_unet_sees_the_whole_image():
     assert (net(moved, t) - net(x, t))[0, 0, -1, -1].abs() > 1e-9
 
 
+# --- how a network listens to its condition --------------------------------------------------------
+
+mechanisms = pytest.mark.parametrize("conditioning", ["both", "pooled", "tokens"])
+
+
+def listener(name: str, conditioning: str) -> nn.Module:
+    """As in NETWORKS, with a mechanism. The same seed, so shared parameters have the same values."""
+    torch.manual_seed(0)
+    net = NETWORKS[name]()
+    return perturbed(type(net)(**net.config | {"conditioning": conditioning}))
+
+
+@image_networks
+@mechanisms
+def test_a_network_hears_what_it_listens_to_and_nothing_else(name, conditioning):
+    """Deaf to the bit: the pooled vector, the tokens, their order, and how many there are."""
+    net = listener(name, conditioning)
+    x, t = batch(name)
+    c, other = condition(), condition(seed=50)
+    plain = net(x, t, c)
+    vector = (net(x, t, c._replace(pooled=other.pooled)) - plain).abs().amax((1, 2, 3))
+    tokens = (net(x, t, c._replace(tokens=other.tokens)) - plain).abs().amax((1, 2, 3))
+    masked = (net(x, t, c._replace(mask=c.mask.flip(1))) - plain).abs().amax((1, 2, 3))
+    assert (vector > 1e-4).all() if conditioning != "tokens" else (vector == 0).all()
+    assert (tokens > 1e-4).all() if conditioning != "pooled" else (tokens == 0).all()
+    many = torch.tensor([0, 2])  # the second sample has all its tokens, so its mask is the same
+    assert (masked[many] > 1e-4).all() if conditioning != "pooled" else (masked == 0).all()
+
+
+@image_networks
+@mechanisms
+def test_weights_are_there_for_what_is_listened_to(name, conditioning):
+    """And every one of them is used."""
+    net = listener(name, conditioning)
+    keys = list(net.state_dict())
+    assert any("token_key_value" in key for key in keys) == (conditioning != "pooled")
+    assert any("embedding.pooled" in key for key in keys) == (conditioning != "tokens")
+    x, t = batch(name)
+    (net(x, t, condition()) * randn(*x.shape, seed=9)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 1e-12 for p in net.parameters())
+
+
+@image_networks
+@mechanisms
+def test_a_dropped_condition_is_no_condition_to_every_mechanism(name, conditioning):
+    net = listener(name, conditioning)
+    x, t = batch(name)
+    dropped = condition().drop(torch.tensor([True, False, True]))
+    without, partly, fully = net(x, t, None), net(x, t, dropped), net(x, t, condition())
+    for i in (0, 2):
+        torch.testing.assert_close(partly[i], without[i], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(partly[1], fully[1], rtol=1e-12, atol=1e-12)
+    assert ((fully - without).abs().amax((1, 2, 3)) > 1e-4).all()
+
+
+@image_networks
+@mechanisms
+def test_the_mechanism_is_saved(name, conditioning, tmp_path):
+    net = listener(name, conditioning).float()
+    md.Diffusion(net, md.Cosine(), "v").save_pretrained(tmp_path)
+    again = md.Diffusion.from_pretrained(tmp_path).net
+    assert again.config == net.config
+    assert again.config["conditioning"] == conditioning
+    x, t = (part.float() for part in batch(name))
+    c = condition().to(x)
+    assert torch.equal(again(x, t, c), net(x, t, c))
+
+
+@image_networks
+def test_a_config_from_before_the_mechanisms_means_both(name, tmp_path):
+    model = trained(name)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["net"].pop("conditioning") == "both"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = md.Diffusion.from_pretrained(tmp_path)
+    x = torch.randn(3, *SHAPES[name])
+    c, level = condition().to(x), md.Cosine()(0.6)
+    assert torch.equal(again.denoise(x, level, c).x0, model.denoise(x, level, c).x0)
+
+
+@image_networks
+@mechanisms
+def test_every_mechanism_names_a_condition_that_does_not_fit(name, conditioning):
+    """Either part of it, whether the network looks at that part or not."""
+    net = listener(name, conditioning)
+    x, t = batch(name)
+    for part in ("pooled", "tokens"):
+        wide = condition()._replace(**{part: getattr(condition(), part).repeat_interleave(2, -1)})
+        with pytest.raises(ValueError, match=r"^the condition is 16 wide, .*condition_dim is 8$"):
+            net(x, t, wide)
+    deaf = type(net)(**net.config | {"condition_dim": None})
+    with pytest.raises(ValueError, match="this network takes no condition"):
+        deaf(x.float(), t.float(), condition().to(x.float()))
+
+
 # --- layers against formulas -----------------------------------------------------------------------
 
 
@@ -321,6 +417,22 @@ def test_a_condition_is_not_ignored_in_silence(name):
             r"attention = \(2,\) names a level outside",
         ),
         (lambda: md.DiT(width=100), "width = 100 is not a multiple of 64"),
+        (
+            lambda: md.UNet(conditioning="film"),  # type: ignore[arg-type]
+            "unknown conditioning 'film': choose one of both, pooled, tokens",
+        ),
+        (
+            lambda: md.DiT(conditioning=None),  # type: ignore[arg-type]
+            "unknown conditioning None: choose one of both, pooled, tokens",
+        ),
+        (
+            lambda: md.UNet(attention=(), condition_dim=D, conditioning="tokens"),
+            "conditioning = 'tokens', but no attention is there to look at them",
+        ),
+        (
+            lambda: md.DiT(depth=0, condition_dim=D, conditioning="tokens"),
+            "conditioning = 'tokens', but no attention is there to look at them",
+        ),
         (lambda: Attention(48, None), "width = 48 is not a multiple of the head width 32"),
         (
             lambda: md.Diffusion(md.MLP(), md.Flow(), "score"),

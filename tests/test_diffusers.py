@@ -18,6 +18,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from helpers import point_mass, two_peaks
 from torch import Tensor
@@ -420,3 +421,27 @@ def test_flow_matching_euler(n):
         theirs = scheduler.step(velocity, t, theirs).prev_sample
         torch.testing.assert_close(state.x.float(), theirs, rtol=1e-5, atol=1e-5)
     assert state.level.sigma == 0
+
+
+@pytest.mark.parametrize("rescale", [0.2, 0.7, 1.0])
+def test_rescaled_guidance(rescale):
+    """Theirs, on x0 at every level; and at alpha = 0 also on v, which is what the paper's network
+    predicts (Lin et al. 2024, section 3.4)."""
+    told, free, x_t = torch.randn(3, 4, 2, 5, 5, dtype=torch.float64)
+
+    def denoise(x_t, level, condition):
+        x0 = told if condition else free
+        _, alpha, sigma = level.like(x_t)
+        return md.Prediction(x0, (x_t - alpha * x0) / sigma)
+
+    def v(level, x0, eps):
+        return level.alpha * eps - level.sigma * x0
+
+    for t in (0.1, 0.5, 1.0):
+        level = md.Cosine()(t)
+        found = md.guide(denoise, True, 5.0, rescale=rescale)(x_t, level)
+        theirs = rescale_noise_cfg(free + 5 * (told - free), told, rescale)
+        torch.testing.assert_close(found.x0, theirs)
+    guided, asked = md.guide(denoise, True, 5.0)(x_t, level), denoise(x_t, level, True)
+    theirs = rescale_noise_cfg(v(level, *guided), v(level, *asked), rescale)
+    torch.testing.assert_close(v(level, *found), theirs)

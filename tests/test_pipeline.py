@@ -99,6 +99,84 @@ def test_every_sampler_runs_and_negative_prompts_change_the_picture(pipe):
     assert (away - plain["dpmpp_2m"]).abs().mean() > 1e-3
 
 
+def by_hand(pipe, prompt: str | None, seed: int, steps: int, **guidance) -> torch.Tensor:
+    """One image, put together from the parts that the book shows."""
+    model, generator = pipe.model, md.generators(seed, 1)
+    levels = model.schedule.levels(steps)
+    with torch.no_grad():
+        if prompt is None:
+            denoise = md.clip(model.denoise)
+        else:
+            denoise = md.clip(md.guide(model.denoise, model.encode([prompt]), **guidance))
+        x = md.noise((1, *model.shape), levels[0], generator=generator)
+        return md.sample(md.dpmpp_2m(denoise, x, levels)).float().clamp(-1, 1)
+
+
+def close(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """The same but for the order of sums in float32."""
+    return x.shape == y.shape and torch.allclose(x, y, atol=1e-3)
+
+
+def test_the_pipeline_is_its_parts(pipe):
+    settings = {"interval": (0.1, 0.8), "rescale": 0.7}
+    found = pipe("a fox in a cap", seed=4, steps=3, guidance=6.0, **settings).tensors
+    assert close(found, by_hand(pipe, "a fox in a cap", 4, 3, scale=6.0, **settings))
+    plain = pipe("a fox in a cap", seed=4, steps=3, guidance=6.0).tensors
+    for name, value in settings.items():
+        one = pipe("a fox in a cap", seed=4, steps=3, guidance=6.0, **{name: value}).tensors
+        assert (one - found).abs().mean() > 1e-3
+        assert (one - plain).abs().mean() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:not in the vocabulary")
+@pytest.mark.parametrize("prompt", ["", "  ", "кот в шляпе", "🐱🎩", "q" * 10_000])
+def test_a_prompt_that_says_nothing_draws_anything(pipe, prompt):
+    """And one line says so, at the line of the caller."""
+    with pytest.warns(
+        UserWarning, match="^nothing to follow in .*: drawn without a prompt$"
+    ) as said:
+        found = pipe(prompt, seed=6, steps=2).tensors
+    said = [w for w in said if str(w.message).startswith("nothing")]
+    assert len(said) == 1
+    assert len(str(said[0].message)) < 120
+    assert said[0].filename == __file__
+    assert close(found, by_hand(pipe, None, 6, 2))
+
+
+def test_prompts_of_all_kinds_do_not_disturb_each_other(pipe):
+    """Image i is that of its prompt alone; the warnings of all prompts are said once."""
+    long = "a cat in a top hat, " * 500  # 10,000 characters
+    prompts = ["a bear in a crown", "", "an 🐱 owl", long, "кот", "a gray fox wearing a green cap"]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        together = pipe(prompts, seed=10, steps=3, negative="a red hat").tensors
+    lines = [str(w.message) for w in said]
+    assert "nothing to follow in ['', 'кот']: drawn without a prompt" in lines
+    assert len(lines) == 3, lines
+    assert any("'🐱', " in line and "'кот'" in line for line in lines)
+    assert any("only 32 tokens are read; ignored: 'top hat, a cat" in line for line in lines)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = [
+            pipe(prompt, seed=10 + i, steps=3, negative="a red hat").tensors
+            for i, prompt in enumerate(prompts)
+        ]
+    assert close(together, torch.cat(alone))
+    read = pipe("a cat in a top hat, " * 4 + "a cat in a", seed=13, steps=3, negative="a red hat")
+    assert close(together[3:4], read.tensors)  # 32 words and commas
+
+
+def test_each_prompt_may_have_its_own_negative(pipe):
+    prompts, negatives = ["a dog in a cap", "a pig in a crown"], ["a green background", ""]
+    found = pipe(prompts, num_images=2, negative=negatives, seed=3, steps=3, batch_size=3).tensors
+    for i, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True)):
+        alone = pipe(prompt, num_images=2, negative=negative, seed=3 + 2 * i, steps=3).tensors
+        assert close(found[2 * i : 2 * i + 2], alone)
+    none = pipe(prompts, num_images=2, seed=3, steps=3).tensors
+    assert (found[:2] - none[:2]).abs().mean() > 1e-3
+    assert close(found[2:], none[2:])  # to stay away from nothing is to have no negative prompt
+
+
 SAMPLERS = ("ddpm", "ddim", "heun", "dpmpp_2m")
 
 
@@ -109,11 +187,26 @@ SAMPLERS = ("ddpm", "ddim", "heun", "dpmpp_2m")
         ({"steps": 0}, "steps = 0"),
         ({"sampler": "euler"}, "unknown sampler 'euler'.*ddim"),
         ({"size": (30, 30)}, r"\(1, 3, 30, 30\)|\(2, 3, 30, 30\)"),
+        ({"guidance": float("nan")}, "guidance = nan: give a finite number"),
+        ({"guidance": float("inf")}, "guidance = inf: give a finite number"),
+        ({"interval": (0.8, 0.2)}, r"interval = \(0.8, 0.2\): .*low <= high"),
+        ({"rescale": 1.5}, r"rescale = 1.5 is a share: give it in \[0, 1\]"),
+        ({"negative": ["a hat", "a cap"]}, "2 negative prompts for 1 prompts: give one string"),
+        ({"negative": []}, "0 negative prompts for 1 prompts"),
+        ({"negative": [None]}, "negative None is no string"),
+        ({"negative": 7}, "negative 7 is no string"),
     ],
 )
 def test_bad_arguments_are_named(arguments, says):
     with pytest.raises(ValueError, match=says):
         md.TextToImage(tiny())("a cat", **arguments)
+
+
+@pytest.mark.parametrize("prompt", [None, 3, ["a cat", 3], [["a cat"]], b"cat", torch.zeros(2, 2)])
+def test_prompts_that_are_no_strings_are_named(prompt):
+    with pytest.raises(ValueError, match=r"^prompt .* is no string: give one string, or") as error:
+        md.TextToImage(tiny())(prompt)
+    assert len(str(error.value)) < 120
 
 
 def test_models_that_cannot_follow_a_prompt_are_refused():

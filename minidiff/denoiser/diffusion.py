@@ -170,7 +170,11 @@ class Diffusion(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
             (Path(scratch) / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            state = {key: value.to(dtype).contiguous() for key, value in self.state_dict().items()}
+            # Copies: T5 has its embedding table under two names, and safetensors refuses shared memory.
+            state = {
+                key: value.to(dtype, copy=True).contiguous()
+                for key, value in self.state_dict().items()
+            }
             # Not save_file: its files can be read by their owner alone.
             (Path(scratch) / "model.safetensors").write_bytes(save(state, {"format": "pt"}))
             if self.text is not None:

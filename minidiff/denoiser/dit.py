@@ -6,9 +6,12 @@ from torch import Tensor, nn
 from minidiff.denoiser.layers import (
     Attention,
     Condition,
+    Conditioning,
     Embedding,
+    check_condition,
     check_image,
     image_positions,
+    listened_to,
     zero_init,
 )
 
@@ -27,9 +30,12 @@ class DiT(nn.Module):
         depth: number of blocks.
         patch: side of a patch in pixels.
         condition_dim: width of the condition, None for an unconditional network.
+        conditioning: how it is listened to: "pooled" through adaLN, "tokens" through attention, or
+            "both".
 
     Raises:
-        ValueError: ``width`` is not a multiple of 64.
+        ValueError: ``width`` is not a multiple of 64, ``conditioning`` is unknown, or is "tokens" where
+            there is no block.
     """
 
     def __init__(
@@ -39,18 +45,20 @@ class DiT(nn.Module):
         depth: int = 6,
         patch: int = 4,
         condition_dim: int | None = None,
+        conditioning: Conditioning = "both",
     ):
         super().__init__()
         if width % 64:
             raise ValueError(f"width = {width} is not a multiple of 64")
         self.config = {
             "channels": channels, "width": width, "depth": depth, "patch": patch,
-            "condition_dim": condition_dim,
+            "condition_dim": condition_dim, "conditioning": conditioning,
         }  # fmt: skip
-        self.channels, self.patch = channels, patch
-        self.embedding = Embedding(width, condition_dim)
+        pooled_dim, token_dim = listened_to(condition_dim, conditioning, depth > 0)
+        self.channels, self.patch, self.condition_dim = channels, patch, condition_dim
+        self.embedding = Embedding(width, pooled_dim)
         self.first = nn.Linear(channels * patch**2, width)
-        self.blocks = nn.ModuleList(TransformerBlock(width, condition_dim) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(width, token_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.scale_shift = zero_init(nn.Linear(width, 2 * width))
         self.last = zero_init(nn.Linear(width, channels * patch**2))
@@ -67,9 +75,10 @@ class DiT(nn.Module):
             Tensor shaped like ``x``.
 
         Raises:
-            ValueError: the image does not have that shape.
+            ValueError: the image does not have that shape, or the condition not that width.
         """
         check_image(x, self.channels, self.patch)
+        check_condition(condition, self.condition_dim)
         embedding = self.embedding(t, condition)  # (B, width)
         patches = F.pixel_unshuffle(x, self.patch)  # (B, channels * patch², rows, columns)
         rows, columns = patches.shape[2:]

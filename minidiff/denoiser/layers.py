@@ -1,12 +1,16 @@
 """What the networks share: the condition they listen to, the embedding of time, and attention."""
 
 import math
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Conditioning = Literal["both", "pooled", "tokens"]
+"""How a network listens to its condition: through the pooled vector, which joins the embedding of time,
+through the tokens, which attention looks at, or both."""
 
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -62,6 +66,45 @@ class Condition(NamedTuple):
         )
 
 
+def listened_to(
+    condition_dim: int | None, conditioning: Conditioning, attends: bool
+) -> tuple[int | None, int | None]:
+    """The widths of pooled vector and tokens that a network needs weights for; None for no weights.
+
+    Args:
+        condition_dim: width of the condition, None for an unconditional network.
+        conditioning: which of the two the network listens to.
+        attends: whether it has attention at all.
+
+    Raises:
+        ValueError: ``conditioning`` is unknown, or is "tokens" where nothing attends.
+    """
+    if conditioning not in get_args(Conditioning):
+        raise ValueError(
+            f"unknown conditioning {conditioning!r}: choose one of {', '.join(get_args(Conditioning))}"
+        )
+    if condition_dim is not None and conditioning == "tokens" and not attends:
+        raise ValueError("conditioning = 'tokens', but no attention is there to look at them")
+    pooled_dim = None if conditioning == "tokens" else condition_dim
+    return pooled_dim, None if conditioning == "pooled" else condition_dim
+
+
+def check_condition(condition: Condition | None, condition_dim: int | None) -> None:
+    """Raise ValueError for a condition of another width than ``condition_dim``, or where there is none.
+
+    A condition that is not looked at would otherwise seem like a bad model.
+    """
+    if condition is None:
+        return
+    if condition_dim is None:
+        raise ValueError("this network takes no condition: give it a condition_dim")
+    for wide in (condition.pooled.shape[1], condition.tokens.shape[2]):
+        if wide != condition_dim:
+            raise ValueError(
+                f"the condition is {wide} wide, the network's condition_dim is {condition_dim}"
+            )
+
+
 class Embedding(nn.Module):
     """Time and pooled condition as one vector that every block listens to.
 
@@ -70,7 +113,7 @@ class Embedding(nn.Module):
 
     Args:
         width: width of the vector.
-        condition_dim: width D of the condition, None for a network without one.
+        condition_dim: width D of the condition, None to leave its pooled vector alone.
     """
 
     def __init__(self, width: int, condition_dim: int | None):
@@ -83,14 +126,7 @@ class Embedding(nn.Module):
     def forward(self, t: Tensor, condition: Condition | None) -> Tensor:
         angles = t[:, None].float() * self.frequencies  # (B, 32)
         embedding = self.time(torch.cat([angles.sin(), angles.cos()], dim=1))  # (B, width)
-        if condition is not None:
-            if self.pooled is None:
-                raise ValueError("this network takes no condition: give it a condition_dim")
-            wide, made_for = condition.pooled.shape[1], self.pooled.in_features
-            if wide != made_for:
-                raise ValueError(
-                    f"the condition is {wide} wide, the network's condition_dim is {made_for}"
-                )
+        if condition is not None and self.pooled is not None:
             embedding = embedding + self.pooled(condition.pooled)
         return F.silu(embedding)
 

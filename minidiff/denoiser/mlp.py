@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from minidiff.denoiser.layers import Condition, Embedding, zero_init
+from minidiff.denoiser.layers import Condition, Embedding, check_condition, zero_init
 
 
 class MLP(nn.Module):
@@ -21,7 +21,7 @@ class MLP(nn.Module):
     ):
         super().__init__()
         self.config = {"dim": dim, "width": width, "depth": depth, "condition_dim": condition_dim}
-        self.dim = dim
+        self.dim, self.condition_dim = dim, condition_dim
         self.embedding = Embedding(width, condition_dim)
         self.first = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(
@@ -42,10 +42,11 @@ class MLP(nn.Module):
             (B, dim).
 
         Raises:
-            ValueError: the points have another number of coordinates.
+            ValueError: the points have another number of coordinates, or the condition another width.
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}: this network takes (B, {self.dim})")
+        check_condition(condition, self.condition_dim)
         embedding = self.embedding(t, condition)  # (B, width)
         h = self.first(x)
         for block in self.blocks:

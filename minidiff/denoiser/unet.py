@@ -4,7 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidiff.denoiser.layers import Attention, Condition, Embedding, check_image, zero_init
+from minidiff.denoiser.layers import (
+    Attention,
+    Condition,
+    Conditioning,
+    Embedding,
+    check_condition,
+    check_image,
+    listened_to,
+    zero_init,
+)
 
 
 class UNet(nn.Module):
@@ -31,9 +40,12 @@ class UNet(nn.Module):
         patch: side of the square of pixels folded into channels; 1 for none.
         attention: levels with attention; only there do the condition's tokens enter.
         condition_dim: width of the condition, None for an unconditional network.
+        conditioning: how it is listened to: "pooled" through scale and shift of every block (FiLM),
+            "tokens" through cross-attention, or "both".
 
     Raises:
-        ValueError: ``width`` is not a multiple of 32, or ``attention`` names a level that is not there.
+        ValueError: ``width`` is not a multiple of 32, ``attention`` names a level that is not there,
+            ``conditioning`` is unknown, or is "tokens" where no level has attention.
     """
 
     def __init__(
@@ -45,6 +57,7 @@ class UNet(nn.Module):
         patch: int = 4,
         attention: tuple[int, ...] = (1, 2),
         condition_dim: int | None = None,
+        conditioning: Conditioning = "both",
     ):
         super().__init__()
         if width % 32:
@@ -56,13 +69,15 @@ class UNet(nn.Module):
         self.config = {
             "channels": channels, "width": width, "multipliers": list(multipliers), "blocks": blocks,
             "patch": patch, "attention": list(attention), "condition_dim": condition_dim,
+            "conditioning": conditioning,
         }  # fmt: skip
-        self.channels, self.patch = channels, patch
+        pooled_dim, token_dim = listened_to(condition_dim, conditioning, bool(attention))
+        self.channels, self.patch, self.condition_dim = channels, patch, condition_dim
         self.multiple = patch * 2 ** (len(multipliers) - 1)
-        self.embedding = Embedding(4 * width, condition_dim)
+        self.embedding = Embedding(4 * width, pooled_dim)
 
         def block(c_in: int, c_out: int, level: int) -> Block:
-            return Block(c_in, c_out, 4 * width, level in attention, condition_dim)
+            return Block(c_in, c_out, 4 * width, level in attention, token_dim)
 
         c, skips = width, [width]
         self.first = nn.Conv2d(channels * patch**2, width, 3, padding=1)
@@ -99,9 +114,10 @@ class UNet(nn.Module):
             Tensor shaped like ``x``.
 
         Raises:
-            ValueError: the image does not have that shape.
+            ValueError: the image does not have that shape, or the condition not that width.
         """
         check_image(x, self.channels, self.multiple)
+        check_condition(condition, self.condition_dim)
         embedding = self.embedding(t, condition)  # (B, 4 * width)
         shortcut = self.shortcut(embedding)[:, :, None, None] * x  # (B, channels, H, W)
         x = F.pixel_unshuffle(x, self.patch)  # (B, channels * patch², H / patch, W / patch)
