@@ -15,13 +15,19 @@ import typer
 from PIL import Image
 from tqdm import tqdm
 
-from minidiff import recipes
-from minidiff.data import Critters, captioned_folder, fashion_mnist
+from minidiff import alignment, recipes
+from minidiff.data import Critters, Duo, captioned_folder, critters, duo, fashion_mnist
 from minidiff.data import reader as readers
-from minidiff.data.critters import vocabulary
 from minidiff.denoiser import Diffusion
 from minidiff.doctor import doctor as examine
-from minidiff.evaluation import evaluate_critters, reader_accuracy
+from minidiff.evaluation import (
+    clip_accuracy,
+    duo_reader_accuracy,
+    evaluate_critters,
+    evaluate_duo,
+    reader_accuracy,
+    unknown_words,
+)
 from minidiff.pipeline import TextToImage
 from minidiff.plots import save_grid
 from minidiff.state import trained_weights
@@ -46,6 +52,13 @@ def sample(
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none.")] = 3.0,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
+    interval: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="LOW HIGH", help="Times, 0 data to 1 noise, when guidance acts."),
+    ] = (0.0, 1.0),
+    rescale: Annotated[
+        float, typer.Option(help="Share of guidance's extra contrast to take back, 0 to 1.")
+    ] = 0.0,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Same seed, same file; random if not given.")
     ] = None,
@@ -58,8 +71,8 @@ def sample(
         seed = secrets.randbelow(2**31)
     pipe = TextToImage.from_pretrained(model)
     drawn = pipe(
-        prompt, num_images=num_images, steps=steps, guidance=guidance, negative=negative, seed=seed,
-        sampler=sampler,
+        prompt, num_images=num_images, steps=steps, guidance=guidance, negative=negative,
+        interval=interval, rescale=rescale, seed=seed, sampler=sampler,
     )  # fmt: skip
     save_grid(drawn.tensors, output, scale=scale)
     typer.echo(f"{output}  ({num_images} x {prompt!r}, seed {seed})")
@@ -68,31 +81,41 @@ def sample(
 @app.command()
 def train(
     what: Annotated[
-        str, typer.Argument(help="critters, critters-reader, fashion-mnist, or a folder.")
+        str,
+        typer.Argument(
+            help="critters, critters-duo, fashion-mnist, a folder; critters-clip, critters-reader, "
+            "critters-duo-reader."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for model and samples.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps in all.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where --output stopped.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and noise.")] = 0,
     size: Annotated[int, typer.Option(help="Height and width, for critters and folders.")] = 64,
-    images: Annotated[int, typer.Option(min=128, help="Critters to draw.")] = 40_000,
+    images: Annotated[int, typer.Option(min=128, help="Pictures of critters to draw.")] = 40_000,
     data_root: Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")] = None,
     sample_every: Annotated[int, typer.Option(min=1, help="Steps between sample grids.")] = 300,
 ) -> None:
     """Train a model: a named recipe, or your own folder of captioned images."""
     torch.manual_seed(seed)
-    if what == "critters-reader":
-        train_reader(output, steps, seed)
+    if what == "critters-clip":
+        train_clip(output, steps, images, size, seed)
+        return
+    if what in ("critters-reader", "critters-duo-reader"):
+        train_reader(what, output, steps, seed)
         return
     if what == "critters":
         recipe = recipes.critters_recipe(images, size)
+    elif what == "critters-duo":
+        recipe = recipes.critters_duo_recipe(images, size)
     elif what == "fashion-mnist":
         recipe = recipes.fashion_mnist_recipe(data_root)
     elif Path(what).is_dir():
         recipe = recipes.folder_recipe(what, size)
     else:
         raise ValueError(
-            f"nothing to train: {what!r} is no recipe (critters, fashion-mnist) and no folder"
+            f"nothing to train: {what!r} is no recipe (critters, critters-duo, fashion-mnist) "
+            "and no folder"
         )
     if steps is not None:
         recipe.steps = steps
@@ -118,16 +141,33 @@ def train(
     say(f"{output}  ({time.monotonic() - started:.0f} s)")
 
 
-def train_reader(output: Path, steps: int | None, seed: int) -> None:
-    """Train the attribute reader and save it with its accuracy on fresh renders."""
-    steps = 1500 if steps is None else steps
-    reader = readers.AttributeReader()
-    for loss in (
-        bar := tqdm(readers.train_reader(reader, steps, seed=seed), total=steps, unit="step")
-    ):
+def train_clip(output: Path, steps: int | None, images: int, size: int, seed: int) -> None:
+    """Train a small CLIP on critters and save it; print how often it tells what a picture shows."""
+    steps = steps or 1500
+    clip, batches = recipes.critters_clip(images, size, seed)
+    losses = alignment.train_clip(clip, batches, steps, seed=seed, degrade=readers.degrade)
+    for loss in (bar := tqdm(losses, total=steps, unit="step")):
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+    clip.save_pretrained(output, torch.float16)
+    for name, score in clip_accuracy(clip).items():
+        typer.echo(f"{name:16} {score}")
+
+
+def train_reader(what: str, output: Path, steps: int | None, seed: int) -> None:
+    """Train an attribute reader, of one critter or two, and save it; print its accuracy on fresh renders."""
+    if what == "critters-reader":
+        steps = steps or 1500
+        reader = readers.AttributeReader()
+        losses = readers.train_reader(reader, steps, seed=seed)
+    else:
+        steps = steps or 6000
+        reader = readers.AttributeReader(attributes=duo.ATTRIBUTES, features=256)
+        losses = readers.train_duo_reader(reader, steps, seed=seed)
+    for loss in (bar := tqdm(losses, total=steps, unit="step")):
         bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
     reader.eval().save_pretrained(output)
-    for name, score in reader_accuracy(reader).items():
+    measure = reader_accuracy if what == "critters-reader" else duo_reader_accuracy
+    for name, score in measure(reader).items():
         typer.echo(f"{name:16} {score}")
 
 
@@ -145,11 +185,13 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Write the scores as JSON.")
     ] = None,
 ) -> None:
-    """Prompt accuracy on seen and held-out pairs, Fréchet and kernel distance, with error bars."""
-    scores = evaluate_critters(
-        TextToImage.from_pretrained(model), prompts=prompts, steps=steps, guidance=guidance,
-        sampler=sampler, seed=seed,
-    )  # fmt: skip
+    """Prompt accuracy on seen and held-out pairs, with error bars; of a model of two critters, binding."""
+    pipe = TextToImage.from_pretrained(model)
+    # Whoever knows the words of two critters knows those of one too.
+    two = not unknown_words(pipe.model, duo.vocabulary())
+    scores = (evaluate_duo if two else evaluate_critters)(
+        pipe, prompts=prompts, steps=steps, guidance=guidance, sampler=sampler, seed=seed
+    )
     for name, score in scores.items():
         typer.echo(f"{name:36} {score}")
     if output is not None:
@@ -161,7 +203,9 @@ def doctor(
     model: Annotated[str, typer.Argument(help="Shipped model, folder of a run, or hub id.")],
     data: Annotated[
         str | None,
-        typer.Argument(help="critters, fashion-mnist or a folder: what it was trained on."),
+        typer.Argument(
+            help="critters, critters-duo, fashion-mnist or a folder: what it was trained on."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=32, help="Images of the data to look at.")] = 256,
     data_root: Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")] = None,
@@ -169,8 +213,9 @@ def doctor(
 ) -> None:
     """Say what is wrong with a model, or what it has learned; exit code 2 if something is wrong."""
     diffusion = Diffusion.from_pretrained(model)
-    known = diffusion.text.tokenizer.get_vocab() if diffusion.text is not None else {}  # type: ignore[union-attr, operator]
-    if data is None and all(word in known for word in vocabulary()):
+    if data is None and not unknown_words(diffusion, duo.vocabulary()):
+        data = "critters-duo"
+    elif data is None and not unknown_words(diffusion, critters.vocabulary()):
         data = "critters"
     images, captions = None, None
     if data is not None:
@@ -194,15 +239,15 @@ def some_data(
     name: str, size: int, n: int, data_root: Path | None, seed: int
 ) -> tuple[torch.Tensor, list[str]]:
     """``n`` images in [-1, 1] and their captions, of a recipe's data or a folder."""
-    if name == "critters":
-        data = Critters(n, size, "train", seed=seed)
-        images, captions = data.render().images, data.captions()
+    if name in ("critters", "critters-duo"):
+        data = (Critters if name == "critters" else Duo)(n, size, "train", seed=seed)
+        images, captions = data.images(), data.captions()
     elif name == "fashion-mnist":
         images, captions = fashion_mnist(data_root)
     elif Path(name).is_dir():
         images, captions, _ = captioned_folder(name, size)
     else:
-        raise ValueError(f"no data {name!r}: use critters, fashion-mnist or a folder")
+        raise ValueError(f"no data {name!r}: use critters, critters-duo, fashion-mnist or a folder")
     return images[:n].float() / 127.5 - 1, captions[:n]
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minidiff.data import Batches, Critters, captioned_folder, critters, fashion_mnist
+from minidiff.alignment import CLIP
+from minidiff.data import Batches, Critters, Duo, captioned_folder, critters, duo, fashion_mnist
 from minidiff.data.fashion import CAPTIONS
 from minidiff.denoiser import Diffusion, UNet
 from minidiff.pipeline import TextToImage
@@ -52,23 +53,28 @@ class Recipe:
     notes: list[str] = field(default_factory=list)
 
 
-def text_to_image(captions: Sequence[str], shape: tuple[int, int, int], patch: int) -> Diffusion:
-    """The model of all recipes: a U-Net that predicts x0, on the cosine schedule, and a word encoder.
+def text_to_image(
+    text: TextEncoder | Sequence[str], shape: tuple[int, int, int], patch: int
+) -> Diffusion:
+    """The model of all recipes: a U-Net that predicts x0, on the cosine schedule, and a text encoder.
 
     Args:
-        captions: text that contains every word the model shall know.
+        text: the text encoder; or text that contains every word the model shall know, for an encoder
+            that learns with the network.
         shape: (C, H, W) of the images.
         patch: side of the pixel squares the U-Net works on.
     """
-    text = TextEncoder.from_captions(captions)
+    text = text if isinstance(text, TextEncoder) else TextEncoder.from_captions(text)
     net = UNet(channels=shape[0], patch=patch, condition_dim=text.dim)
     return Diffusion(net, Cosine(), target="x0", text=text, shape=shape)
 
 
 def critters_recipe(images: int = 40_000, size: int = 64) -> Recipe:
-    """Animals in hats, drawn on the spot; see :mod:`minidiff.data.critters`."""
+    """Animals in hats, drawn on the spot; see :mod:`minidiff.data.critters`. Captions are read by the text
+    tower of the shipped CLIP, which stays as it is."""
     data = Critters(images, size)
-    model = text_to_image([*critters.vocabulary(), ","], (3, size, size), patch=size // 16)
+    text = CLIP.from_pretrained("critters-clip").text_encoder()
+    model = text_to_image(text, (3, size, size), patch=size // 16)
     prompts = [
         "a cat in a top hat",
         "an orange cat in a blue top hat on a green background",
@@ -79,7 +85,24 @@ def critters_recipe(images: int = 40_000, size: int = 64) -> Recipe:
         "a gray dog in a party hat",
         "a hat",
     ]
-    return Recipe(model, data.render().images, data.caption, prompts, steps=1000)
+    return Recipe(model, data.images(), data.caption, prompts, steps=1000)
+
+
+def critters_duo_recipe(images: int = 40_000, size: int = 64) -> Recipe:
+    """Two animals in hats, side by side or one above the other; see :mod:`minidiff.data.duo`."""
+    data = Duo(images, size)
+    model = text_to_image([*duo.vocabulary(), ","], (3, size, size), patch=size // 16)
+    prompts = [
+        "a black cat in a red top hat left of a white rabbit in a blue crown on a green background",
+        "a white rabbit in a blue crown left of a black cat in a red top hat on a green background",
+        "an orange fox in a green cap above a gray bear in a purple beanie on a yellow background",
+        "a brown dog in a red cap below a pink pig in a blue beanie on a white background",
+        "a panda in a yellow crown next to a frog in a purple wizard hat",
+        "a cat in a beanie right of a dog in a party hat",
+        "a rabbit and a bear",
+        "two critters",
+    ]
+    return Recipe(model, data.images(), data.caption, prompts, steps=2000)
 
 
 def fashion_mnist_recipe(data_root: str | os.PathLike[str] | None = None) -> Recipe:
@@ -107,6 +130,16 @@ def folder_recipe(folder: str | os.PathLike[str], size: int = 64) -> Recipe:
     return Recipe(
         model, images, captions, prompts, steps=1800, batch_size=min(128, len(images)), notes=notes
     )
+
+
+def critters_clip(images: int = 40_000, size: int = 64, seed: int = 0) -> tuple[CLIP, Batches]:
+    """An untrained CLIP for critters, and the batches that :func:`minidiff.alignment.train_clip` takes.
+
+    It sees what the denoiser of :func:`critters_recipe` sees, the training split, and no other pairs.
+    """
+    clip = CLIP.from_captions([*critters.vocabulary(), ","], size=size, patch=size // 8)
+    data = Critters(images, size)
+    return clip, Batches(data.images(), data.caption, 128, seed=seed)
 
 
 def fit(

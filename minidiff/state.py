@@ -39,7 +39,10 @@ class TrainingState:
         tensors |= {f"ema.{key}": value for key, value in self.ema.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in moments.items()}
-        tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        # Copies: safetensors refuses tensors that share memory, as T5's embedding tables do.
+        tensors = {
+            key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()
+        }
         unfinished = folder / ".training.safetensors.tmp"
         unfinished.write_bytes(save(tensors, {"training": json.dumps({"steps": steps})}))
         os.replace(unfinished, folder / "training.safetensors")

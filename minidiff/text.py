@@ -2,33 +2,44 @@
 
 A :class:`TextEncoder` is a tokenizer and a transformer from the ``transformers`` library, side by side.
 It turns each caption into one vector per token, which the denoiser's attention can look at, and one
-vector for the whole, which joins the embedding of time.
+vector for the whole, which joins the embedding of time. It may be trained before and stay as it is
+(:meth:`TextEncoder.from_pretrained`), or start from nothing and learn with the denoiser
+(:meth:`TextEncoder.from_captions`).
 """
 
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
     AutoConfig,
     AutoModel,
+    AutoModelForTextEncoding,
     AutoTokenizer,
     BertConfig,
     BertModel,
+    CLIPModel,
+    CLIPTextModel,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from minidiff.denoiser import Condition
+from minidiff.denoiser.diffusion import SHIPPED
+from minidiff.tokenizer import word_tokenizer
 
-UNKNOWN, PAD = "[UNK]", "[PAD]"
+CACHE_BYTES = 256 * 2**20
+"""How much memory a frozen encoder may spend on token states it has computed before."""
 
 
 class TextEncoder(nn.Module):
@@ -36,15 +47,36 @@ class TextEncoder(nn.Module):
 
     Args:
         model: a transformers text model whose output has ``last_hidden_state``.
-        tokenizer: the tokenizer that goes with it.
-        max_length: tokens kept of a caption.
+        tokenizer: the tokenizer that goes with it, one of the fast ones.
+        max_length: tokens kept of a caption, those the tokenizer puts around it included.
+        frozen: it does not learn. Its weights get no gradients, it computes in float32 whatever the
+            network around it does, and captions that come again are looked up. To let it learn after
+            all, set ``encoder.frozen = False`` and ``encoder.requires_grad_(True)``.
+
+    Raises:
+        ValueError: the tokenizer cannot say where in the caption its tokens stand.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int = 32
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = 32,
+        *,
+        frozen: bool = False,
     ):
         super().__init__()
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} is a slow tokenizer: give its fast version"
+            )
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
+        self.frozen = frozen
+        if frozen:
+            model.requires_grad_(False).eval()
+        self._cache: OrderedDict[bytes, Tensor] = OrderedDict()  # what was read -> (T, D)
+        self._cache_bytes = 0
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
 
     @classmethod
     def from_captions(
@@ -71,7 +103,7 @@ class TextEncoder(nn.Module):
         """
         if dim % 32:
             raise ValueError(f"dim = {dim} is not a multiple of 32")
-        tokenizer = _word_tokenizer(captions, max_length)
+        tokenizer = word_tokenizer(captions, max_length)
         config = BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=dim,
@@ -86,6 +118,50 @@ class TextEncoder(nn.Module):
             attn_implementation="eager",  # fused attention is slower here: a caption is a few tokens
         )
         return cls(BertModel(config, add_pooling_layer=False), tokenizer, max_length)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *, max_length: int | None = None, frozen: bool = True
+    ) -> "TextEncoder":
+        """An encoder that has read more than our captions, as it was trained.
+
+        Known to work: the text tower of CLIP (Radford et al. 2021), alone or out of the whole model,
+        T5's encoder (Raffel et al. 2020), and BERT and its many relatives, sentence encoders among them
+        (Reimers & Gurevych 2019).
+
+        Args:
+            name: an encoder shipped with minidiff ("critters-clip"), a folder that ``transformers``
+                wrote, or a Hugging Face hub id such as "openai/clip-vit-base-patch32".
+            max_length: tokens kept of a caption; None for as many as model and tokenizer take, 512 at
+                most.
+            frozen: leave it as it is; False lets it learn with the denoiser.
+
+        Raises:
+            FileNotFoundError: no such encoder.
+            ValueError: it is not a text model, its tokenizer is not a fast one, or ``max_length`` is
+                out of range.
+        """
+        place = _locate(name)
+        try:
+            config = AutoConfig.from_pretrained(place)
+            tokenizer = AutoTokenizer.from_pretrained(place)
+        except (OSError, ValueError, KeyError) as error:
+            raise FileNotFoundError(
+                f"no text encoder {os.fspath(name)!r}: {_first_line(error)}"
+            ) from error
+        with quiet_loading():
+            whole = _architecture(config, name).from_pretrained(
+                place, dtype=torch.float32, attn_implementation="eager"
+            )
+        model = whole.text_model if isinstance(whole, CLIPModel) else whole
+        most = min(tokenizer.model_max_length, _positions(model.config), 512)
+        if max_length is None:
+            max_length = most
+        elif not 1 <= max_length <= most:
+            raise ValueError(
+                f"max_length = {max_length}: {os.fspath(name)!r} takes 1 to {most} tokens"
+            )
+        return cls(_without_pooler(model), tokenizer, max_length, frozen=frozen)
 
     @property
     def dim(self) -> int:
@@ -102,7 +178,9 @@ class TextEncoder(nn.Module):
             captions: B strings.
 
         Returns:
-            Condition with tokens (B, T, D), mask (B, T) and pooled (B, D), the mean of the token states.
+            Condition with tokens (B, T, D), mask (B, T) and pooled (B, D). The pooled vector is the mean
+            of the token states; for CLIP's tower it is the state of the last token, the end mark, which
+            alone has seen the whole caption and was trained to stand for it.
 
         Raises:
             ValueError: a string was given in place of a list of strings, or the list is empty.
@@ -117,9 +195,8 @@ class TextEncoder(nn.Module):
         )  # fmt: skip
         ids: Tensor = batch["input_ids"].long()  # (B, T)
         if ids.shape[1]:
-            spans: Tensor = batch[
-                "offset_mapping"
-            ]  # (B, T, 2): where in the caption a token stands
+            # (B, T, 2): where in the caption a token stands
+            spans: Tensor = batch["offset_mapping"]
             written = spans[:, :, 1] > spans[:, :, 0]  # not padding, nor a start or end mark
             unknown_id = self.tokenizer.unk_token_id
             unknown = written & (ids == (-1 if unknown_id is None else unknown_id))
@@ -130,20 +207,66 @@ class TextEncoder(nn.Module):
         else:  # nothing but empty captions
             ids = ids.new_zeros(len(captions), 1)
             mask = torch.zeros_like(ids, dtype=torch.bool)
-        device = next(self.model.parameters()).device
-        mask, ids = mask.to(device), ids.to(device)
         visible = mask | ~mask.any(dim=1, keepdim=True)  # a softmax over nothing would be nan
-        tokens = self.model(
-            input_ids=ids, attention_mask=visible.long()
-        ).last_hidden_state  # (B, T, D)
-        pooled = (tokens * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        tokens = self._frozen_states(ids, visible) if self.frozen else self._states(ids, visible)
+        mask = mask.to(tokens.device)
+        if isinstance(self.model, CLIPTextModel):
+            place = torch.arange(mask.shape[1], device=mask.device)
+            last = (mask * place).argmax(dim=1)  # (B,)
+            pooled = tokens[torch.arange(len(tokens), device=mask.device), last]
+            pooled = pooled * mask.any(dim=1, keepdim=True)
+        else:
+            pooled = (tokens * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return Condition(tokens, mask, pooled)
+
+    def _states(self, ids: Tensor, visible: Tensor) -> Tensor:
+        """Token states (B, T, D) of token numbers (B, T), of which only the visible ones are read."""
+        device = next(self.model.parameters()).device
+        out = self.model(input_ids=ids.to(device), attention_mask=visible.long().to(device))
+        states: Tensor = out.last_hidden_state
+        return states
+
+    def _frozen_states(self, ids: Tensor, visible: Tensor) -> Tensor:
+        """The same without gradients; what was read before is looked up."""
+        read = torch.where(visible, ids, -1)  # (B, T)
+        keys = [row[: int(row.ge(0).nonzero().max()) + 1].numpy().tobytes() for row in read]
+        new = {key: i for i, key in enumerate(keys) if key not in self._cache}
+        found = {key: self._cache[key] for key in keys if key in self._cache}
+        if new:
+            rows = list(new.values())
+            device = next(self.model.parameters()).device
+            # The caller may compute in bfloat16 or want gradients; what is kept must not depend on it.
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                states = self._states(ids[rows], visible[rows])
+            for key, state in zip(new, states, strict=True):
+                found[key] = state[: len(key) // 8].clone()  # 8 bytes a token
+                self._keep(key, found[key])
+        return nn.utils.rnn.pad_sequence([found[key] for key in keys], batch_first=True)
+
+    def _keep(self, key: bytes, states: Tensor) -> None:
+        """Remember ``states``; forget the oldest when there is too much."""
+        self._cache[key] = states
+        self._cache_bytes += states.nbytes
+        while self._cache_bytes > CACHE_BYTES:
+            self._cache_bytes -= self._cache.popitem(last=False)[1].nbytes
+
+    def _forget(self) -> None:
+        self._cache.clear()
+        self._cache_bytes = 0
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "TextEncoder":
+        self._forget()  # another device or dtype, other states
+        return super()._apply(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> "TextEncoder":
+        """Training mode, which a frozen encoder never enters: no dropout."""
+        return super().train(mode and not self.frozen)
 
     def _warn(self, captions: Sequence[str], spans: Tensor, unknown: Tensor) -> None:
         """Name the words that are not known, and the end of captions that is cut."""
         if unknown.any():
             places = [(i, *spans[i, j].tolist()) for i, j in unknown.nonzero().tolist()]
-            words = dict.fromkeys(repr(captions[i][start:end]) for i, start, end in places)
+            words = dict.fromkeys(_short(captions[i][start:end]) for i, start, end in places)
             warnings.warn(
                 f"not in the vocabulary of this model, ignored: {', '.join(words)}", stacklevel=3
             )
@@ -152,16 +275,16 @@ class TextEncoder(nn.Module):
         whole = self.tokenizer(list(captions), verbose=False)["input_ids"]
         for caption, tokens, span in zip(captions, whole, spans, strict=True):
             if len(tokens) > self.max_length:
-                lost = caption[int(span[:, 1].max()) :].strip()
-                lost = lost if len(lost) <= 60 else lost[:57] + "..."
+                lost = _short(caption[int(span[:, 1].max()) :].strip())
                 warnings.warn(
-                    f"only {self.max_length} tokens are read; ignored: {lost!r}", stacklevel=3
+                    f"only {self.max_length} tokens are read; ignored: {lost}", stacklevel=3
                 )
 
     def config(self) -> dict[str, Any]:
         """What config.json needs to rebuild the encoder around its weights."""
         return {
             "max_length": self.max_length,
+            "frozen": self.frozen,
             "model": json.loads(self.model.config.to_json_string()),
         }
 
@@ -174,30 +297,82 @@ class TextEncoder(nn.Module):
         """The encoder that :meth:`config` described, with the tokenizer in ``folder``, untrained."""
         settings = dict(config["model"])
         model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        model = AutoModel.from_config(model_config, attn_implementation="eager")
-        if hasattr(model, "pooler"):
-            model.pooler = None  # the pooled vector is the mean of the tokens
+        model = _architecture(model_config, folder).from_config(
+            model_config, attn_implementation="eager"
+        )
         tokenizer = AutoTokenizer.from_pretrained(Path(folder))
-        return cls(model, tokenizer, config["max_length"])
+        frozen = config.get("frozen", False)  # not in files of the first version
+        return cls(_without_pooler(model), tokenizer, config["max_length"], frozen=frozen)
 
 
-def _word_tokenizer(captions: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per word (or comma) of the captions, in order of the alphabet."""
-    normalizer = normalizers.Lowercase()
-    splitter = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[^\w]"), "isolated")]
-    )
-    words = {
-        word
-        for caption in captions
-        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption))
-    }
-    if not words:
-        raise ValueError("the captions hold no word: a text encoder needs some to learn")
-    vocabulary = {word: i for i, word in enumerate([PAD, UNKNOWN, *sorted(words)])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = splitter
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token=UNKNOWN, pad_token=PAD, model_max_length=max_length
-    )
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bar of transformers for what takes a moment; the hub's downloads keep theirs."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _locate(name: str | os.PathLike[str]) -> str:
+    """The folder of an encoder, or the hub id if there is no such folder.
+
+    Raises:
+        FileNotFoundError: the folder is there and holds no model, or the name can be no hub id.
+    """
+    for folder in (Path(name), SHIPPED / os.fspath(name)):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    if Path(name).exists():
+        raise FileNotFoundError(f"{os.fspath(name)} holds no text encoder: config.json is missing")
+    if (
+        Path(name).is_absolute()
+        or os.fspath(name).startswith(".")
+        or os.fspath(name).count("/") > 1
+    ):
+        raise FileNotFoundError(f"no text encoder {os.fspath(name)!r}: there is no such folder")
+    return os.fspath(name)
+
+
+def _architecture(config: PretrainedConfig, name: str | os.PathLike[str]) -> Any:
+    """The class that holds the text encoder of a model with this configuration."""
+    if config.model_type == "clip":  # both towers
+        return CLIPModel
+    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        return AutoModelForTextEncoding
+    if config.is_encoder_decoder or not (
+        hasattr(config, "vocab_size") and hasattr(config, "hidden_size")
+    ):
+        raise ValueError(
+            f"{os.fspath(name)!r} is a {config.model_type!r} model, not a text encoder: "
+            "use one of CLIP, T5 or BERT's kind"
+        )
+    return AutoModel
+
+
+def _without_pooler(model: PreTrainedModel) -> PreTrainedModel:
+    """BERT's head for classification is not used: the pooled vector is made from the token states."""
+    if hasattr(model, "pooler"):
+        model.pooler = None
+    return model
+
+
+def _positions(config: PretrainedConfig) -> int:
+    """The longest sequence the model has positions for; T5, which counts distances, has no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return 512
+    # RoBERTa numbers its positions from the padding index on.
+    return int(positions) - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
+
+
+def _short(text: str) -> str:
+    """In quotes, and at most 60 characters of it."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -16,6 +16,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -31,6 +32,7 @@ from minidiff.forward import (
     NoiseLevel,
     broadcast,
     diffuse,
+    from_target,
     target_coefficients,
     to_target,
 )
@@ -38,6 +40,7 @@ from minidiff.state import TrainingState
 
 Batch = Tensor | tuple[Tensor, Condition | Sequence[str] | None] | list[Any]
 Weighting = Callable[[NoiseLevel], Tensor]
+Judge = Callable[[Tensor, NoiseLevel, Sequence[str], Tensor | None], Tensor]  # Alignment is one
 
 
 def snr_weight(level: NoiseLevel) -> Tensor:
@@ -108,6 +111,7 @@ def loss(
     *,
     weighting: str | Weighting = "simple",
     condition_dropout: float = 0.0,
+    alignment: Judge | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """The training loss: how wrong is the network about a random mixture of data and noise?
@@ -123,13 +127,16 @@ def loss(
         weighting: "simple", "uniform", "snr", "min_snr", "snr_plus_one", "edm", "sigmoid", or w(level).
         condition_dropout: chance in [0, 1] that a sample's condition is withheld, drawn for each
             sample on its own; classifier-free guidance needs about 0.1.
+        alignment: a term to add that compares the guess of x0 with the caption
+            (:class:`minidiff.alignment.Alignment`); then ``condition`` must be captions.
         generator: source of times, noise and dropout, on the device of ``x0``.
 
     Returns:
         Mean over batch and elements, a tensor of shape ().
 
     Raises:
-        ValueError: the weighting is unknown.
+        ValueError: the weighting is unknown, ``condition_dropout`` is no chance, or there are no captions
+            to align with.
     """
     if not 0 <= condition_dropout <= 1:
         raise ValueError(
@@ -150,7 +157,14 @@ def loss(
         p, q = target_coefficients(model.target, level)
         det = level.alpha * q - level.sigma * p
         error = broadcast(weigh(level) * (level.sigma / det) ** 2, error) * error
-    return error.mean()
+    if alignment is None:
+        return error.mean()
+    if condition is None or isinstance(condition, Condition):
+        raise ValueError(
+            "alignment compares pictures with captions: give captions as the condition"
+        )
+    x0_hat = from_target(out.float(), x_t.float(), level, model.target).x0
+    return error.mean() + alignment(x0_hat, level, condition, drop)
 
 
 class EMA(AveragedModel):
@@ -222,6 +236,7 @@ def train(
     ema_decay: float = 0.999,
     condition_dropout: float = 0.1,
     weighting: str | Weighting = "simple",
+    alignment: Judge | None = None,
     max_grad_norm: float = 1.0,
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     seed: int = 0,
@@ -248,6 +263,7 @@ def train(
         ema_decay: see :class:`EMA`.
         condition_dropout: see :func:`loss`.
         weighting: see :func:`loss`.
+        alignment: see :func:`loss`.
         max_grad_norm: gradients longer than this are scaled down.
         precision: "bf16" computes the network in bfloat16 (weights and loss stay float32), "fp32" does
             not, "auto" uses bfloat16 where the hardware has it.
@@ -287,7 +303,10 @@ def train(
     ema = EMA(model, ema_decay)
     state = TrainingState(model, ema, optimizer, accelerator.is_main_process)
     start = 0 if resume is None else state.load(Path(resume))
-    objective = accelerator.prepare_model(_Objective(model, weighting, condition_dropout))
+    objective = partial(
+        loss, weighting=weighting, condition_dropout=condition_dropout, alignment=alignment
+    )
+    objective = accelerator.prepare_model(_Objective(model, objective))
     if isinstance(batches, DataLoader):
         batches = accelerator.prepare_data_loader(batches)
         share = _forever(batches)
@@ -316,14 +335,8 @@ def train(
             nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
             optimizer.step()
             ema.update_parameters(model)
-            yield Step(
-                index,
-                cast(Diffusion, ema.module),
-                rate,
-                accelerator.is_main_process,
-                value.detach(),
-                state,
-            )
+            averaged, main = cast(Diffusion, ema.module), accelerator.is_main_process
+            yield Step(index, averaged, rate, main, value.detach(), state)
     finally:
         model.eval()
 
@@ -331,9 +344,9 @@ def train(
 class _Objective(nn.Module):
     """Model and loss behind one ``forward``, which is what distributed training can wrap."""
 
-    def __init__(self, model: Diffusion, weighting: str | Weighting, condition_dropout: float):
+    def __init__(self, model: Diffusion, objective: Callable[..., Tensor]):
         super().__init__()
-        self.model, self.weighting, self.condition_dropout = model, weighting, condition_dropout
+        self.model, self.objective = model, objective
 
     def forward(
         self,
@@ -341,10 +354,7 @@ class _Objective(nn.Module):
         condition: Condition | Sequence[str] | None,
         generator: torch.Generator,
     ) -> Tensor:
-        return loss(
-            self.model, x0, condition, weighting=self.weighting,
-            condition_dropout=self.condition_dropout, generator=generator,
-        )  # fmt: skip
+        return self.objective(self.model, x0, condition, generator=generator)
 
 
 def processes() -> PartialState:

