@@ -13,6 +13,7 @@ One such model serves three times:
   guides a sampler (:class:`Alignment`).
 """
 
+import copy
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,9 +33,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from minidiff.denoiser.diffusion import SHIPPED
 from minidiff.forward import NoiseLevel
-from minidiff.text import TextEncoder, quiet_loading
+from minidiff.text import TextEncoder, first_line, locate_pretrained, quiet_loading
 from minidiff.tokenizer import word_tokenizer
 from minidiff.training import has_bf16
 
@@ -128,12 +128,12 @@ class CLIP(nn.Module):
         return F.normalize(self.model.get_image_features(pixels).pooler_output, dim=1)
 
     def embed_captions(self, captions: Sequence[str]) -> Tensor:
-        """Unit vectors (B, D) of B captions; the empty caption gives some fixed vector of no meaning."""
+        """Unit vectors (B, D) of B captions; one that says nothing gives the zero vector."""
         return F.normalize(self.model.text_projection(self.text(captions).pooled), dim=1)
 
     def similarity(self, x: Tensor, captions: Sequence[str]) -> Tensor:
-        """Cosine (B,) in [-1, 1] of each picture with its caption: 100 times the positive part is what
-        Hessel et al. 2021 report as CLIP score (up to their factor).
+        """Cosine (B,) in [-1, 1] of each picture with its caption; CLIPScore is its positive part times 2.5
+        (Hessel et al. 2021, section 3).
 
         Args:
             x: pictures (B, 3, H, W) in [-1, 1].
@@ -166,10 +166,11 @@ class CLIP(nn.Module):
         return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
 
     def text_encoder(self, *, frozen: bool = True) -> TextEncoder:
-        """The text tower as a text encoder for a denoiser; it shares its weights with this model."""
-        return TextEncoder(
-            self.text.model, self.text.tokenizer, self.text.max_length, frozen=frozen
-        )
+        """A copy of the text tower as a text encoder for a denoiser; ``frozen`` as there."""
+        text = copy.deepcopy(self.text)
+        text.requires_grad_(True)
+        text.frozen = frozen
+        return text
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None
@@ -214,9 +215,8 @@ class CLIP(nn.Module):
         Raises:
             FileNotFoundError: no such model.
         """
-        shipped = SHIPPED / os.fspath(name)
-        place = shipped if (shipped / "config.json").is_file() else name
         try:
+            place = locate_pretrained(name)
             with quiet_loading():
                 model = CLIPModel.from_pretrained(
                     place, dtype=torch.float32, attn_implementation="eager"
@@ -224,8 +224,7 @@ class CLIP(nn.Module):
             tokenizer = AutoTokenizer.from_pretrained(place)
             processor = CLIPImageProcessor.from_pretrained(place)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise FileNotFoundError(f"no CLIP {os.fspath(name)!r}: {reason}") from error
+            raise FileNotFoundError(f"no CLIP {os.fspath(name)!r}: {first_line(error)}") from error
         clip = cls(model, tokenizer, processor.image_mean, processor.image_std)
         return clip.to(device or "cpu").eval().requires_grad_(False)
 
@@ -246,16 +245,19 @@ def train_clip(
         clip: on its device.
         batches: pairs (x, captions) without end, x (B, 3, H, W) in [-1, 1].
         steps: optimizer steps.
-        lr: highest learning rate of AdamW; it rises over ``warmup`` steps and falls as a cosine.
-        warmup: steps over which the learning rate rises.
+        lr: highest learning rate of AdamW. It follows torch's one-cycle policy: up over ``warmup`` steps,
+            then down as a cosine, with the momentum the other way round.
+        warmup: steps over which the learning rate rises; 30 % of the run at most.
         seed: of ``degrade``.
         degrade: makes pictures worse, ``degrade(x, generator)``, so that unsharp ones are understood too.
 
     Raises:
-        ValueError: ``steps`` is smaller than 1.
+        ValueError: ``steps`` is smaller than 1, or the weights are frozen.
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: train for at least 1")
+    if not all(parameter.requires_grad for parameter in clip.parameters()):
+        raise ValueError("weights of this CLIP are frozen: call clip.requires_grad_(True) first")
     optimizer = torch.optim.AdamW(clip.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, lr, total_steps=max(2, steps), pct_start=min(0.3, warmup / steps)
@@ -288,13 +290,12 @@ class Alignment:
         weight * alpha² * (1 - cosine(image(x0_hat), text(caption)))
 
     At high noise the best guess is a blurred mean of many pictures, on which CLIP was not trained and
-    which no caption describes well; alpha² lets such levels count little. Such terms, on the final
-    picture or on a guess of it, are found in GLIDE's guidance (Nichol et al. 2021, section 2.4) and in
-    fine-tuning by rewards (Clark et al. 2024); as part of the training loss it is an experiment, and
-    chapter 6 shows what it is worth.
+    which no caption describes well; alpha² lets such levels count little. The same judgement of a guess of
+    x0 is what Bansal et al. 2023 follow at sampling time (:meth:`score`); as a part of the training loss
+    it is an experiment.
 
     Attributes:
-        clip: who judges; its weights stay as they are.
+        clip: who judges; a copy is kept, whose weights stay as they are.
         weight: strength, >= 0, beside a loss that starts near 1.
     """
 
@@ -304,6 +305,8 @@ class Alignment:
     def __post_init__(self) -> None:
         if not self.weight >= 0:
             raise ValueError(f"weight = {self.weight:g}: it must not be negative")
+        judge = copy.deepcopy(self.clip).eval().requires_grad_(False)
+        object.__setattr__(self, "clip", judge)  # the way to set a field of a frozen dataclass
 
     def __call__(
         self, x0: Tensor, level: NoiseLevel, captions: Sequence[str], drop: Tensor | None = None
@@ -340,5 +343,5 @@ class Alignment:
         return score
 
     def _on(self, x0: Tensor) -> CLIP:
-        """The judge on the device of ``x0``, deaf to gradients for itself."""
-        return self.clip.to(x0.device).eval().requires_grad_(False)
+        """The judge, on the device of ``x0``."""
+        return self.clip.to(x0.device)

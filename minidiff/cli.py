@@ -22,6 +22,7 @@ from minidiff.denoiser import Diffusion
 from minidiff.doctor import doctor as examine
 from minidiff.evaluation import (
     clip_accuracy,
+    data_of,
     duo_reader_accuracy,
     evaluate_critters,
     evaluate_duo,
@@ -31,6 +32,7 @@ from minidiff.evaluation import (
 from minidiff.pipeline import TextToImage
 from minidiff.plots import save_grid
 from minidiff.state import trained_weights
+from minidiff.text import TextEncoder
 from minidiff.training import processes
 
 app = typer.Typer(
@@ -94,24 +96,36 @@ def train(
     size: Annotated[int, typer.Option(help="Height and width, for critters and folders.")] = 64,
     images: Annotated[int, typer.Option(min=128, help="Pictures of critters to draw.")] = 40_000,
     data_root: Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(help="A pre-trained encoder, folder or hub id, to read the captions, frozen."),
+    ] = None,
     sample_every: Annotated[int, typer.Option(min=1, help="Steps between sample grids.")] = 300,
 ) -> None:
     """Train a model: a named recipe, or your own folder of captioned images."""
     torch.manual_seed(seed)
+    if what in ("critters-clip", "critters-reader", "critters-duo-reader"):
+        if resume or text_encoder:
+            raise ValueError(
+                f"{what} knows neither --resume nor --text-encoder: it is trained whole"
+            )
+        if (output / "config.json").exists():
+            raise FileExistsError(f"{output} holds a model: choose another folder")
     if what == "critters-clip":
         train_clip(output, steps, images, size, seed)
         return
     if what in ("critters-reader", "critters-duo-reader"):
         train_reader(what, output, steps, seed)
         return
+    text = TextEncoder.from_pretrained(text_encoder) if text_encoder else None
     if what == "critters":
-        recipe = recipes.critters_recipe(images, size)
+        recipe = recipes.critters_recipe(images, size, text)
     elif what == "critters-duo":
-        recipe = recipes.critters_duo_recipe(images, size)
+        recipe = recipes.critters_duo_recipe(images, size, text)
     elif what == "fashion-mnist":
-        recipe = recipes.fashion_mnist_recipe(data_root)
+        recipe = recipes.fashion_mnist_recipe(data_root, text)
     elif Path(what).is_dir():
-        recipe = recipes.folder_recipe(what, size)
+        recipe = recipes.folder_recipe(what, size, text)
     else:
         raise ValueError(
             f"nothing to train: {what!r} is no recipe (critters, critters-duo, fashion-mnist) "
@@ -176,6 +190,9 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(help="A critters model: shipped name, folder, or hub id.")
     ],
+    data: Annotated[
+        str | None, typer.Argument(help="What it draws, critters or critters-duo.")
+    ] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Prompts per split.")] = 512,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 3.0,
@@ -187,9 +204,14 @@ def evaluate(
 ) -> None:
     """Prompt accuracy on seen and held-out pairs, with error bars; of a model of two critters, binding."""
     pipe = TextToImage.from_pretrained(model)
-    # Whoever knows the words of two critters knows those of one too.
-    two = not unknown_words(pipe.model, duo.vocabulary())
-    scores = (evaluate_duo if two else evaluate_critters)(
+    data = data or data_of(pipe.model)
+    if data is None and not unknown_words(pipe.model, critters.vocabulary()):
+        raise ValueError(
+            "its text encoder reads any word: say what it draws, critters or critters-duo"
+        )
+    if data not in (None, "critters", "critters-duo"):
+        raise ValueError(f"no scores for {data!r}: use critters or critters-duo")
+    scores = (evaluate_duo if data == "critters-duo" else evaluate_critters)(
         pipe, prompts=prompts, steps=steps, guidance=guidance, sampler=sampler, seed=seed
     )
     for name, score in scores.items():
@@ -213,10 +235,7 @@ def doctor(
 ) -> None:
     """Say what is wrong with a model, or what it has learned; exit code 2 if something is wrong."""
     diffusion = Diffusion.from_pretrained(model)
-    if data is None and not unknown_words(diffusion, duo.vocabulary()):
-        data = "critters-duo"
-    elif data is None and not unknown_words(diffusion, critters.vocabulary()):
-        data = "critters"
+    data = data or data_of(diffusion)
     images, captions = None, None
     if data is not None:
         if diffusion.shape is None:

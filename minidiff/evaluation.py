@@ -86,7 +86,9 @@ def evaluate_critters(
     size = drawn["seen"].shape[-1]
     rendering = Critters(prompts, size, "train", seed=2**31 + seed).render()
     real = rendering.images.float() / 127.5 - 1
-    scores["reader on renders: animal and hat"] = reader_accuracy(reader)["animal and hat"]
+    scores["reader on renders: animal and hat"] = reader_accuracy(reader, size=size)[
+        "animal and hat"
+    ]
     if prompts >= 40:  # 20 groups of 2: below that the distances have no error bars
         scores["Fréchet distance, reader features"] = frechet_distance(drawn["seen"], real, reader)
         scores["kernel distance, reader features"] = kernel_distance(drawn["seen"], real, reader)
@@ -104,10 +106,10 @@ def accuracy(
 
 
 def reader_accuracy(
-    reader: AttributeReader, n: int = 4096, seed: int = 2**31 - 1
+    reader: AttributeReader, n: int = 4096, seed: int = 2**31 - 1, size: int = 64
 ) -> dict[str, Interval]:
     """The reader's own accuracy on ``n`` fresh renders of all pairs, by attribute and together."""
-    rendering = Critters(n, split="all", seed=seed).render()
+    rendering = Critters(n, size, "all", seed).render()
     x = rendering.images.float() / 127.5 - 1
     together = {"animal and hat": ("animal", "hat"), "all attributes": EVERYTHING}
     parts = {name: (name,) for name in EVERYTHING}
@@ -161,7 +163,8 @@ def evaluate_duo(
         ).tensors  # fmt: skip
         for what, score in judge(reader.read(drawn), wanted).items():
             scores[f"{name}: {what}"] = score
-    scores["reader on renders: full scene"] = duo_reader_accuracy(reader)["full scene"]
+    own = duo_reader_accuracy(reader, size=drawn.shape[-1])
+    scores["reader on renders: full scene"] = own["full scene"]
     return scores
 
 
@@ -203,10 +206,10 @@ def _both(words: Mapping[str, str], names: Iterable[str]) -> list[tuple[str, ...
 
 
 def duo_reader_accuracy(
-    reader: AttributeReader, n: int = 4096, seed: int = 2**31 - 1
+    reader: AttributeReader, n: int = 4096, seed: int = 2**31 - 1, size: int = 64
 ) -> dict[str, Interval]:
     """The reader's own accuracy on ``n`` fresh renders of two critters, by attribute and together."""
-    rendering = duo.Duo(n, split="all", seed=seed).render()
+    rendering = duo.Duo(n, size, "all", seed).render()
     seen = reader.read(rendering.images.float() / 127.5 - 1)
     asked = [duo.words(scene) for scene in rendering.scenes]
     return {
@@ -258,6 +261,19 @@ _ALONE = {
     "hat_color": "a critter in a {} hat",
     "background": "a critter on a {} background",
 }
+
+
+def data_of(model: Diffusion) -> str | None:
+    """What a model draws, "critters" or "critters-duo", told from the words it knows one by one; None if
+    that does not tell. An encoder that takes words apart reads all of them, whatever the model draws."""
+    if model.text is None:
+        return None
+    known: Any = model.text.tokenizer.get_vocab()  # type: ignore[union-attr, operator]
+    # Whoever knows the words of two critters knows those of one too.
+    for name, words in (("critters-duo", duo.vocabulary()), ("critters", vocabulary())):
+        if all(word in known for word in words):
+            return name
+    return None
 
 
 def unknown_words(model: Diffusion, words: Iterable[str]) -> list[str]:

@@ -204,7 +204,8 @@ def threshold(denoise: Denoiser, percentile: float = 0.995) -> Denoiser:
 
     def thresholded(x_t: Tensor, level: NoiseLevel) -> Prediction:
         x0 = denoise(x_t, level).x0
-        s = x0.abs().flatten(1).float().quantile(percentile, dim=1).clamp(min=1)  # (B,)
+        # One by one: torch's quantile takes no more than 16 million numbers.
+        s = torch.stack([one.abs().float().quantile(percentile) for one in x0]).clamp(min=1)  # (B,)
         s = broadcast(s, x0)
         return _with_x0(x0.clamp(-s, s) / s, x_t, level)
 
@@ -227,4 +228,4 @@ def _move_x0(prediction: Prediction, by: Tensor, level: NoiseLevel) -> Predictio
 def _with_x0(x0: Tensor, x_t: Tensor, level: NoiseLevel) -> Prediction:
     """``x0`` and the noise that must then be in ``x_t``."""
     _, alpha, sigma = level.like(x_t)
-    return Prediction(x0, (x_t - alpha * x0) / sigma)
+    return Prediction(x0, torch.where(sigma > 0, (x_t - alpha * x0) / sigma, 0.0))

@@ -53,6 +53,13 @@ class Recipe:
     notes: list[str] = field(default_factory=list)
 
 
+def _patch(size: int, grid: int = 16) -> int:
+    """Side of the patches that cut a picture of ``size`` into ``grid`` by ``grid``."""
+    if size < grid or size % grid:
+        raise ValueError(f"size = {size}: use a multiple of {grid}")
+    return size // grid
+
+
 def text_to_image(
     text: TextEncoder | Sequence[str], shape: tuple[int, int, int], patch: int
 ) -> Diffusion:
@@ -69,12 +76,14 @@ def text_to_image(
     return Diffusion(net, Cosine(), target="x0", text=text, shape=shape)
 
 
-def critters_recipe(images: int = 40_000, size: int = 64) -> Recipe:
-    """Animals in hats, drawn on the spot; see :mod:`minidiff.data.critters`. Captions are read by the text
-    tower of the shipped CLIP, which stays as it is."""
-    data = Critters(images, size)
-    text = CLIP.from_pretrained("critters-clip").text_encoder()
-    model = text_to_image(text, (3, size, size), patch=size // 16)
+def critters_recipe(
+    images: int = 40_000, size: int = 64, text: TextEncoder | None = None
+) -> Recipe:
+    """Animals in hats, drawn on the spot; see :mod:`minidiff.data.critters`. Captions are read by ``text``;
+    None for the text tower of the shipped CLIP, which stays as it is."""
+    patch, data = _patch(size), Critters(images, size)
+    text = text or CLIP.from_pretrained("critters-clip").text_encoder()
+    model = text_to_image(text, (3, size, size), patch)
     prompts = [
         "a cat in a top hat",
         "an orange cat in a blue top hat on a green background",
@@ -88,10 +97,13 @@ def critters_recipe(images: int = 40_000, size: int = 64) -> Recipe:
     return Recipe(model, data.images(), data.caption, prompts, steps=1000)
 
 
-def critters_duo_recipe(images: int = 40_000, size: int = 64) -> Recipe:
-    """Two animals in hats, side by side or one above the other; see :mod:`minidiff.data.duo`."""
-    data = Duo(images, size)
-    model = text_to_image([*duo.vocabulary(), ","], (3, size, size), patch=size // 16)
+def critters_duo_recipe(
+    images: int = 40_000, size: int = 64, text: TextEncoder | None = None
+) -> Recipe:
+    """Two animals in hats, side by side or one above the other; see :mod:`minidiff.data.duo`. Captions are
+    read by ``text``; None for an encoder that learns with the network."""
+    patch, data = _patch(size), Duo(images, size)
+    model = text_to_image(text or [*duo.vocabulary(), ","], (3, size, size), patch)
     prompts = [
         "a black cat in a red top hat left of a white rabbit in a blue crown on a green background",
         "a white rabbit in a blue crown left of a black cat in a red top hat on a green background",
@@ -105,25 +117,30 @@ def critters_duo_recipe(images: int = 40_000, size: int = 64) -> Recipe:
     return Recipe(model, data.images(), data.caption, prompts, steps=2000)
 
 
-def fashion_mnist_recipe(data_root: str | os.PathLike[str] | None = None) -> Recipe:
-    """60,000 real pictures of clothes, 32x32, gray; see :mod:`minidiff.data.fashion`."""
+def fashion_mnist_recipe(
+    data_root: str | os.PathLike[str] | None = None, text: TextEncoder | None = None
+) -> Recipe:
+    """60,000 real pictures of clothes, 32x32, gray; see :mod:`minidiff.data.fashion`. Captions are read by
+    ``text``; None for an encoder that learns with the network."""
     images, captions = fashion_mnist(data_root)
-    model = text_to_image(CAPTIONS, (1, 32, 32), patch=2)
+    model = text_to_image(text or CAPTIONS, (1, 32, 32), patch=2)
     return Recipe(model, images, captions, list(CAPTIONS), steps=1800)
 
 
-def folder_recipe(folder: str | os.PathLike[str], size: int = 64) -> Recipe:
-    """Your own captioned images; see :mod:`minidiff.data.folder`.
+def folder_recipe(
+    folder: str | os.PathLike[str], size: int = 64, text: TextEncoder | None = None
+) -> Recipe:
+    """Your own captioned images; see :mod:`minidiff.data.folder`. Captions are read by ``text``; None for an
+    encoder that learns their words with the network.
 
     Raises:
         ValueError: ``size`` is not a multiple of 16, or the folder has no usable picture.
         FileNotFoundError: no folder, or no metadata in it.
     """
-    if size < 16 or size % 16:
-        raise ValueError(f"size = {size}: use a multiple of 16")
+    _patch(size)
     images, captions, skipped = captioned_folder(folder, size)
     model = text_to_image(
-        captions, (3, size, size), patch=4 if size % 64 == 0 else 2 if size % 32 == 0 else 1
+        text or captions, (3, size, size), patch=4 if size % 64 == 0 else 2 if size % 32 == 0 else 1
     )
     prompts = list(dict.fromkeys(captions))[:8]
     notes = [f"skipped {name}: {reason}" for name, reason in skipped]
@@ -137,7 +154,7 @@ def critters_clip(images: int = 40_000, size: int = 64, seed: int = 0) -> tuple[
 
     It sees what the denoiser of :func:`critters_recipe` sees, the training split, and no other pairs.
     """
-    clip = CLIP.from_captions([*critters.vocabulary(), ","], size=size, patch=size // 8)
+    clip = CLIP.from_captions([*critters.vocabulary(), ","], size=size, patch=2 * _patch(size))
     data = Critters(images, size)
     return clip, Batches(data.images(), data.caption, 128, seed=seed)
 

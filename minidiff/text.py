@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
@@ -50,8 +51,8 @@ class TextEncoder(nn.Module):
         tokenizer: the tokenizer that goes with it, one of the fast ones.
         max_length: tokens kept of a caption, those the tokenizer puts around it included.
         frozen: it does not learn. Its weights get no gradients, it computes in float32 whatever the
-            network around it does, and captions that come again are looked up. To let it learn after
-            all, set ``encoder.frozen = False`` and ``encoder.requires_grad_(True)``.
+            network around it does, and captions that come again are looked up. ``encoder.frozen`` can
+            be set at any time.
 
     Raises:
         ValueError: the tokenizer cannot say where in the caption its tokens stand.
@@ -71,11 +72,10 @@ class TextEncoder(nn.Module):
                 f"{type(tokenizer).__name__} is a slow tokenizer: give its fast version"
             )
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
-        self.frozen = frozen
-        if frozen:
-            model.requires_grad_(False).eval()
         self._cache: OrderedDict[bytes, Tensor] = OrderedDict()  # what was read -> (T, D)
         self._cache_bytes = 0
+        self._frozen = False
+        self.frozen = frozen
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())
 
     @classmethod
@@ -141,13 +141,13 @@ class TextEncoder(nn.Module):
             ValueError: it is not a text model, its tokenizer is not a fast one, or ``max_length`` is
                 out of range.
         """
-        place = _locate(name)
+        place = locate_pretrained(name)
         try:
             config = AutoConfig.from_pretrained(place)
             tokenizer = AutoTokenizer.from_pretrained(place)
         except (OSError, ValueError, KeyError) as error:
             raise FileNotFoundError(
-                f"no text encoder {os.fspath(name)!r}: {_first_line(error)}"
+                f"no text encoder {os.fspath(name)!r}: {first_line(error)}"
             ) from error
         with quiet_loading():
             whole = _architecture(config, name).from_pretrained(
@@ -162,6 +162,20 @@ class TextEncoder(nn.Module):
                 f"max_length = {max_length}: {os.fspath(name)!r} takes 1 to {most} tokens"
             )
         return cls(_without_pooler(model), tokenizer, max_length, frozen=frozen)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder stays as it is. Setting it to False lets all its weights learn."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, value: bool) -> None:
+        if (
+            value or self._frozen
+        ):  # a new encoder that learns may have been given with some weights fixed
+            self.model.requires_grad_(not value).train(not value and self.training)
+        self._frozen = value
+        self._forget()  # it may have learned since
 
     @property
     def dim(self) -> int:
@@ -241,7 +255,10 @@ class TextEncoder(nn.Module):
             for key, state in zip(new, states, strict=True):
                 found[key] = state[: len(key) // 8].clone()  # 8 bytes a token
                 self._keep(key, found[key])
-        return nn.utils.rnn.pad_sequence([found[key] for key in keys], batch_first=True)
+        states = nn.utils.rnn.pad_sequence([found[key] for key in keys], batch_first=True)
+        return F.pad(
+            states, (0, 0, 0, ids.shape[1] - states.shape[1])
+        )  # the last word may be unknown
 
     def _keep(self, key: bytes, states: Tensor) -> None:
         """Remember ``states``; forget the oldest when there is too much."""
@@ -317,7 +334,7 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _locate(name: str | os.PathLike[str]) -> str:
+def locate_pretrained(name: str | os.PathLike[str]) -> str:
     """The folder of an encoder, or the hub id if there is no such folder.
 
     Raises:
@@ -374,5 +391,6 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first; transformers goes on for paragraphs."""
     return str(error).strip().splitlines()[0]

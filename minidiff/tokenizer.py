@@ -11,7 +11,7 @@ UNKNOWN, PAD, END = "[UNK]", "[PAD]", "[END]"
 def word_tokenizer(
     captions: Iterable[str], max_length: int, *, end: bool = False
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per word (or comma) of the captions, in order of the alphabet.
+    """A tokenizer with one token per word or sign of the captions, in order of the alphabet.
 
     Args:
         captions: text that contains every word to be known; capitals do not count.

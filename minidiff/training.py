@@ -288,6 +288,8 @@ def train(
         raise ValueError(f"decay_from = {decay_from:g} is a share of the run: give it in [0, 1]")
     if precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"unknown precision {precision!r}: choose one of auto, bf16, fp32")
+    if isinstance(model.text, nn.Module) and getattr(model.text, "frozen", False):
+        model.text.requires_grad_(False)  # whatever was asked of the whole model
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(

@@ -4,6 +4,7 @@ A study is a script that answers one question of the book with numbers. It write
 ``notebooks/results``, and the chapter quotes that file: nothing is retyped.
 """
 
+import functools
 import json
 import os
 import platform
@@ -43,6 +44,12 @@ def small_model(
     return md.Diffusion(net, md.Cosine(), target="x0", text=text, shape=(3, size, size))
 
 
+@functools.cache
+def pictures(n: int, size: int, seed: int) -> torch.Tensor:
+    """(n, 3, size, size) uint8, drawn once however many models learn from them."""
+    return Critters(n, size, seed=seed).images()
+
+
 def fit(
     model: md.Diffusion,
     steps: int,
@@ -56,7 +63,7 @@ def fit(
     assert model.shape is not None
     data = Critters(images, model.shape[-1], seed=seed)
     captions = data.captions() if fixed_captions else data.caption
-    batches = Batches(data.images(), captions, 128, seed=seed)
+    batches = Batches(pictures(images, model.shape[-1], seed), captions, 128, seed=seed)
     began = time.perf_counter()
     for step in md.train(
         model, batches, steps, weighting="snr_plus_one", seed=seed, alignment=alignment
@@ -78,8 +85,10 @@ def over_runs(values: Sequence[float]) -> dict[str, Any]:
 def write(name: str, **content: Any) -> None:
     """Write ``notebooks/results/NAME.json``, whole or not at all."""
     RESULTS.mkdir(parents=True, exist_ok=True)
+    # Where things lie on this machine is nobody else's business.
+    said = [f"PATH/TO/{Path(a).name}" if Path(a).is_absolute() else a for a in sys.argv[1:]]
     made_by = {
-        "command": " ".join(["python", f"studies/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"studies/{Path(sys.argv[0]).name}", *said]),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }

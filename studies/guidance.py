@@ -1,26 +1,30 @@
 """What guidance buys and what it costs: accuracy against diversity and distance, over the scale.
 
-For each setting and each of three seeds, pictures are drawn for random prompts that state animal and hat
-and leave fur, hat colour and background free. Three numbers:
+For each setting and each of three seeds, a number of pictures is drawn for each of eight prompts, which
+state animal and hat and leave fur, hat colour and background free. Four numbers:
 
 * accuracy: the reader sees the animal and the hat that were asked for;
-* diversity: how many hat colours and backgrounds the model effectively uses where the prompt leaves
-  them free, as exp(entropy) of what the reader sees; the data use all 5 x 5, so 25 is the most;
-* distance: Fréchet distance to as many renders of the same critters, in the reader's features.
+* diversity: how many hat colours, and how many backgrounds, the model effectively uses for one prompt, as
+  exp(entropy) of what the reader sees, mean over both and over the prompts; the data use 5 of each;
+* distance: Fréchet distance to as many renders of the same animals and hats, in the reader's features;
+* saturated: share of the values beyond 0.98, the mark of too much contrast.
 
     python studies/guidance.py [--model critters] [--prompts 256]
 """
 
 import argparse
 import random
+import statistics
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from common import over_runs, write
 
 import minidiff as md
-from minidiff.data import AttributeReader, Critters, critters
+from minidiff.data import AttributeReader, critters
 from minidiff.metrics import frechet_distance
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.5, 6.0, 9.0)
@@ -30,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scale 6, 0.3 < t < 0.8": {"guidance": 6.0, "interval": (0.3, 0.8)},
     "scale 3, t > 0.3": {"guidance": 3.0, "interval": (0.3, 1.0)},
 }
-SEEDS = (0, 1, 2)
+SEEDS, PROMPTS = (0, 1, 2), 8
 
 
 def effective_number(values: list[Any], most: int) -> float:
@@ -44,22 +48,38 @@ def effective_number(values: list[Any], most: int) -> float:
 def measure(
     pipe: md.TextToImage, reader: AttributeReader, seed: int, n: int, **settings: Any
 ) -> dict[str, float]:
-    """The three numbers for one setting and one seed."""
+    """The four numbers for one setting and one seed."""
     rng = random.Random(f"guidance {seed}")
-    wanted = [critters.sample(rng) for _ in range(n)]
-    x = pipe([critters.prompt(c) for c in wanted], seed=1000 * seed, **settings).tensors
+    asked = [critters.sample(rng) for _ in range(PROMPTS)]
+    each = n // PROMPTS
+    texts = [critters.prompt(critter) for critter in asked]
+    x = pipe(texts, num_images=each, seed=1000 * seed, **settings).tensors
+    wanted = [critter for critter in asked for _ in range(each)]
     seen = reader.read(x)
-    right = sum(
-        s["animal"] == c.animal and s["hat"] == c.hat for s, c in zip(seen, wanted, strict=True)
-    )
-    real = Critters(n, x.shape[-1], seed=2**30 + seed).images().float() / 127.5 - 1
-    free = [(s["hat_color"], s["background"]) for s in seen]
+    spread = [
+        effective_number([s[name] for s in seen[start : start + each]], 5)
+        for start in range(0, len(seen), each)
+        for name in ("hat_color", "background")
+    ]
     return {
-        "accuracy": right / n,
-        "diversity": effective_number(free, 25),
-        "distance": frechet_distance(x, real, reader).value,
+        "accuracy": statistics.fmean(reader.correct(x, wanted)),
+        "diversity": statistics.fmean(spread),
+        "distance": frechet_distance(x, renders(wanted, x.shape[-1], seed), reader).value,
         "saturated": float((x.abs() > 0.98).float().mean()),
     }
+
+
+def renders(wanted: list[critters.Critter], size: int, seed: int) -> torch.Tensor:
+    """Drawings of the same animals and hats, the rest by chance: (n, 3, size, size) in [-1, 1]."""
+    rng, drawn = random.Random(f"renders {seed}"), []
+    for critter in wanted:
+        free = critters.Critter(
+            critter.animal, rng.choice(critters.furs(critter.animal)), critter.hat,
+            rng.choice(critters.HAT_COLORS), rng.choice(critters.BACKGROUNDS),
+        )  # fmt: skip
+        pixels = np.asarray(critters.draw(free, size, rng))
+        drawn.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+    return torch.stack(drawn).float() / 127.5 - 1
 
 
 def main() -> None:
@@ -85,17 +105,20 @@ def main() -> None:
         row = {what: over_runs([run[what] for run in runs]) for what in runs[0]}
         rows.append({"name": name, **extra, **row})
         print(f"{name:24}", *(f"{k} {v['mean']:.3f}" for k, v in row.items()), flush=True)
-    renders = [
-        Critters(2 * arguments.prompts, 64, seed=2**30 + 10 + seed).images().float() / 127.5 - 1
-        for seed in SEEDS
-    ]
-    floor = over_runs(
-        [
-            frechet_distance(x[: arguments.prompts], x[arguments.prompts :], reader).value
-            for x in renders
-        ]
+    size, floor = pipe.model.shape[-1], []
+    for seed in SEEDS:  # what two sets of renders are apart, the least that can be asked for
+        rng = random.Random(f"guidance {seed}")
+        asked = [critters.sample(rng) for _ in range(PROMPTS)]
+        wanted = [c for c in asked for _ in range(arguments.prompts // PROMPTS)]
+        two = renders(wanted, size, seed + 100), renders(wanted, size, seed + 200)
+        floor.append(frechet_distance(*two, reader).value)
+    write(
+        "guidance",
+        settings=vars(arguments) | {"model": Path(arguments.model).name},
+        seeds=SEEDS,
+        rows=rows,
+        renders_distance=over_runs(floor),
     )
-    write("guidance", settings=vars(arguments), seeds=SEEDS, rows=rows, renders_distance=floor)
 
 
 if __name__ == "__main__":

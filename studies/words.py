@@ -1,11 +1,11 @@
 """Words never trained on: does a model understand "kitty" if it only ever read "cat"?
 
-Two models learn from the same pictures and captions. One has a sentence encoder that was trained before
-on a billion pairs of sentences (all-MiniLM-L6-v2) and stays as it is; the other learns its words from
-the captions. Then each is asked for critters with one word replaced by a synonym that no caption holds.
-The attribute reader says whether the picture shows what the synonym stands for.
+Two models learn from the same pictures and captions, three times. One has a sentence encoder that was
+trained before on a billion pairs of sentences (all-MiniLM-L6-v2) and stays as it is, the other learns its
+words from the captions. Then each is asked for critters with one word replaced by a synonym that no
+caption holds. The attribute reader says whether the picture shows what the synonym stands for.
 
-    python studies/words.py PATH/TO/all-MiniLM-L6-v2 [--steps 1500]
+    python studies/words.py PATH/TO/all-MiniLM-L6-v2 [--steps 1200]
 
 The list below was fixed before the first measurement. See studies/README.md for how to get the encoder
 without a hub.
@@ -13,15 +13,16 @@ without a hub.
 
 import argparse
 import random
+import statistics
 import warnings
 
 import torch
-from common import fit, small_model, write
+from common import fit, over_runs, small_model, write
 
 import minidiff as md
 from minidiff.data import AttributeReader, critters
-from minidiff.metrics import proportion
 
+SEEDS = (0, 1, 2)
 SYNONYMS: dict[str, dict[str, str]] = {
     "animal": {
         "kitty": "cat", "kitten": "cat", "feline": "cat", "tomcat": "cat", "pussycat": "cat",
@@ -82,15 +83,28 @@ def with_article(text: str) -> str:
     return " ".join(words)
 
 
-def score(pipe: md.TextToImage, reader: AttributeReader, n: int, guidance: float) -> dict:
-    """Of each synonym how many of ``n`` pictures show what it stands for."""
-    found = {}
+def score(
+    pipe: md.TextToImage, reader: AttributeReader, seed: int, n: int, guidance: float
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Of each synonym, and of each trained word it stands for, how many of ``n`` pictures are right."""
+    found: dict[str, int] = {}
+    known: dict[str, int] = {}
+    number = 0
     for attribute, words in SYNONYMS.items():
-        for synonym, stands_for in words.items():
-            asked = prompts(attribute, synonym, stands_for, n)
-            seen = reader.read(pipe(asked, steps=20, guidance=guidance).tensors)
-            found[synonym] = sum(s[attribute] == stands_for for s in seen)
-    return found
+        pairs = [*words.items(), *((word, word) for word in sorted(set(words.values())))]
+        for said, stands_for in pairs:
+            number += 1  # other noise for every word
+            drawn = pipe(
+                prompts(attribute, said, stands_for, n),
+                steps=20, guidance=guidance, seed=100_000 * seed + 1000 * number,
+            )  # fmt: skip
+            seen = reader.read(drawn.tensors)
+            right = sum(s[attribute] == stands_for for s in seen)
+            if said == stands_for:
+                known[f"{attribute} {said}"] = right
+            else:
+                found[said] = right
+    return found, known
 
 
 def main() -> None:
@@ -99,47 +113,42 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("encoder")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--images", type=int, default=8000)
-    parser.add_argument("--prompts", type=int, default=8, help="pictures per synonym")
+    parser.add_argument("--prompts", type=int, default=8, help="pictures per word and run")
+    parser.add_argument("--conditioning", default="pooled", help="both, pooled or tokens")
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--keep", help="folder to save both models in")
     arguments = parser.parse_args()
-    words = [word for group in SYNONYMS.values() for text in group for word in text.split()]
-    trained = set(critters.vocabulary()) - {"hat"}
-    assert not trained & set(words), f"not unseen: {trained & set(words)}"
     reader, rows = AttributeReader.from_pretrained(), {}
     for name in ("pre-trained", "from scratch"):
-        torch.manual_seed(0)
-        text = (
-            md.TextEncoder.from_pretrained(arguments.encoder)
-            if name == "pre-trained"
-            else md.TextEncoder.from_captions([*critters.vocabulary(), ","])
-        )
-        model, seconds = fit(
-            small_model(text), arguments.steps, 0, images=arguments.images, fixed_captions=True
-        )
-        pipe, rng = md.TextToImage(model), random.Random(1)
-        if arguments.keep:
-            model.save_pretrained(f"{arguments.keep}/{name.replace(' ', '-')}")
-        wanted = [critters.sample(rng) for _ in range(256)]
-        drawn = pipe([critters.prompt(c, tuple(critters.ATTRIBUTES)) for c in wanted]).tensors
-        known = sum(reader.correct(drawn, wanted, tuple(critters.ATTRIBUTES)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the other model names every word it does not know
-            found = score(pipe, reader, arguments.prompts, arguments.guidance)
-        right = proportion(sum(found.values()), arguments.prompts * len(found))
+        runs = []
+        for seed in SEEDS:
+            torch.manual_seed(seed)
+            text = (
+                md.TextEncoder.from_pretrained(arguments.encoder)
+                if name == "pre-trained"
+                else md.TextEncoder.from_captions([*critters.vocabulary(), ","])
+            )
+            model, _ = fit(
+                small_model(text, conditioning=arguments.conditioning), arguments.steps, seed,
+                images=arguments.images, fixed_captions=True,
+            )  # fmt: skip
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the other model names every word it does not know
+                runs.append(
+                    score(
+                        md.TextToImage(model), reader, seed, arguments.prompts, arguments.guidance
+                    )
+                )
+            print(name, seed, runs[-1], flush=True)
         rows[name] = {
-            "synonyms": right._asdict(), "trained words": proportion(known, 256)._asdict(),
-            "by word": found, "seconds": seconds,
-        }  # fmt: skip
-        print(f"{name:14} trained words {proportion(known, 256)}; synonyms {right}", flush=True)
-    write(
-        "words",
-        settings=vars(arguments) | {"encoder": "all-MiniLM-L6-v2", "keep": None},
-        synonyms=SYNONYMS,
-        rows=rows,
-    )
+            # The share of each word first, so that words count alike; then over the runs.
+            what: over_runs([statistics.fmean(run[i].values()) / arguments.prompts for run in runs])
+            for i, what in enumerate(("synonyms", "trained words"))
+        }
+        rows[name]["by word"] = {word: sum(run[0][word] for run in runs) for word in runs[0][0]}
+        settings = vars(arguments) | {"encoder": "all-MiniLM-L6-v2"}
+        write("words", settings=settings, seeds=SEEDS, synonyms=SYNONYMS, rows=rows)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,26 @@ def test_the_text_tower_is_a_text_encoder(clip):
     assert (condition.pooled[2] == 0).all()
     assert encoder.frozen
     assert not any(p.requires_grad for p in encoder.parameters())
-    assert not clip.text_encoder(frozen=False).frozen
+    learning = clip.text_encoder(frozen=False)
+    assert not learning.frozen
+    assert all(p.requires_grad for p in learning.parameters())
+
+
+def test_taking_the_tower_leaves_the_clip_as_it_was():
+    clip = small()
+    clip.text_encoder()
+    Alignment(clip)
+    assert all(p.requires_grad for p in clip.parameters())
+    before = clip.text.model.embeddings.token_embedding.weight.clone()
+    list(train_clip(clip, squares(), 2))
+    assert not torch.equal(clip.text.model.embeddings.token_embedding.weight, before)
+    with pytest.raises(ValueError, match="weights of this CLIP are frozen"):
+        next(train_clip(clip.requires_grad_(False), squares(), 2))
+
+
+def test_a_caption_that_says_nothing_has_no_direction(clip):
+    assert (clip.embed_captions([""]) == 0).all()
+    assert clip.similarity(pictures(1), [""]) == 0
 
 
 def test_unknown_words_are_named(clip):

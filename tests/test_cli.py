@@ -2,14 +2,19 @@
 
 import hashlib
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import minidiff as md
 from minidiff import cli
+from minidiff.denoiser.diffusion import SHIPPED
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
@@ -105,6 +110,10 @@ def test_sample_rescales_and_guides_in_an_interval(minidiff, tmp_path):
             ["train", "fashion-mnist", "-o", "run", "--data-root", "here"],
             "no Fashion-MNIST in here",
         ),
+        (
+            ["train", "critters", "-o", "run", "--text-encoder", "./nowhere"],
+            "no text encoder './nowhere': there is no such folder",
+        ),
         (["evaluate", "nowhere"], "no model 'nowhere'"),
         (["doctor", "nowhere"], "no model 'nowhere'"),
         (
@@ -137,6 +146,31 @@ def test_train_a_folder_names_what_it_skips_then_resumes(minidiff, folder, tmp_p
         "sample", "a red square", "--model", out, "--steps", 2, "-o", tmp_path / "red.png"
     )
     assert code == 0, err
+
+
+def test_train_with_an_encoder_trained_before(minidiff, folder, tmp_path):
+    """It goes into the model's folder as it was, and the model draws without the folder it came from."""
+    clip, out = tmp_path / "clip", tmp_path / "run"
+    shutil.copytree(SHIPPED / "critters-clip", clip)
+    code, _, err = minidiff(
+        "train", folder, "-o", out, "--steps", 2, "--size", 16, "--text-encoder", clip
+    )
+    assert code == 0, err
+    shutil.rmtree(clip)
+    text = md.Diffusion.from_pretrained(out).text
+    assert text.frozen
+    shipped = md.TextEncoder.from_pretrained("critters-clip")
+    for part, other in zip(text(["a red cat"]), shipped(["a red cat"]), strict=True):
+        torch.testing.assert_close(part, other, rtol=1e-3, atol=1e-3)  # stored in float16
+
+
+def test_train_a_clip(minidiff, tmp_path):
+    code, out, err = minidiff(
+        "train", "critters-clip", "-o", tmp_path, "--steps", 2, "--images", 128
+    )
+    assert code == 0, err
+    assert re.search(r"animal and hat +\d+\.\d % ", out)
+    assert md.CLIP.from_pretrained(tmp_path).text.max_length == 32
 
 
 def test_evaluate_writes_what_it_prints(minidiff, tmp_path):

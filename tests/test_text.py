@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import warnings
@@ -560,6 +561,31 @@ def test_a_word_that_is_not_read_changes_what_is_looked_up(frozen):
     assert (plain.pooled - other.pooled).abs().max() > 1e-3
 
 
+def test_an_unknown_word_at_the_end_leaves_its_place(encoder):
+    """Without an end mark the last place may be one that is not read."""
+    encoder = copy.deepcopy(encoder)
+    encoder.frozen = True
+    for captions in (["a zebra"], ["two black zebra"], ["a zebra", "a hat"]):
+        with pytest.warns(UserWarning, match="'zebra'"):
+            condition = encoder(captions)
+        assert condition.tokens.shape[:2] == condition.mask.shape
+
+
+def test_it_can_be_thawed_and_frozen_again(frozen):
+    before = frozen(["a cat"]).pooled
+    frozen.frozen = False
+    assert all(parameter.requires_grad for parameter in frozen.model.parameters())
+    with torch.no_grad():  # in place, as an optimizer does
+        for parameter in frozen.model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    frozen.frozen = True
+    assert not any(parameter.requires_grad for parameter in frozen.model.parameters())
+    assert not frozen.model.training
+    after = frozen(["a cat"]).pooled
+    assert (after - before).abs().max() > 1e-3
+    close(after, md.TextEncoder(frozen.model, frozen.tokenizer, 10)(["a cat"]).pooled.detach())
+
+
 def test_new_weights_are_not_answered_from_memory(frozen):
     before = frozen(["a cat"]).pooled
     state = {key: 2 * value for key, value in frozen.state_dict().items()}
@@ -589,8 +615,13 @@ def test_a_frozen_encoder_does_not_learn(frozen):
         assert not frozen.model.training  # no dropout either
     for key, value in frozen.state_dict().items():
         assert torch.equal(value, before[key])
+    model.requires_grad_(True)  # asked of the whole model, it is not asked of what is frozen
+    for _ in md.train(model, batches, 3, warmup=0):
+        pass
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    for key, value in frozen.state_dict().items():
+        assert torch.equal(value, before[key])
     frozen.frozen = False
-    frozen.requires_grad_(True)
     for _ in md.train(model, batches, 3, warmup=0):
         pass
     changed = [

@@ -142,7 +142,7 @@ class AttributeReader(nn.Module):
 
 def train_reader(
     reader: AttributeReader,
-    steps: int = 3000,
+    steps: int = 1500,
     *,
     images: int = 40_000,
     batch_size: int = 128,
