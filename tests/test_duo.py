@@ -2,6 +2,7 @@
 
 import random
 import re
+import warnings
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_critters import HAT, WHO, any_of
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import minidiff as md
 from minidiff import cli, evaluation, recipes
@@ -450,7 +453,9 @@ def test_a_score_wants_as_many_scenes_as_images():
 def few_renders(monkeypatch):
     """The reader's own accuracy from fewer renders: it has its own test."""
     whole = evaluation.duo_reader_accuracy
-    monkeypatch.setattr(evaluation, "duo_reader_accuracy", lambda reader: whole(reader, 64))
+    monkeypatch.setattr(
+        evaluation, "duo_reader_accuracy", lambda reader, size: whole(reader, 64, size=size)
+    )
 
 
 def untrained(words) -> md.Diffusion:
@@ -458,6 +463,30 @@ def untrained(words) -> md.Diffusion:
     text = md.TextEncoder.from_captions(words)
     net = md.UNet(width=32, multipliers=(1,), attention=(0,), patch=4, condition_dim=text.dim)
     return md.Diffusion(net, md.Cosine(), "x0", text, shape=(3, 64, 64))
+
+
+def test_an_encoder_that_reads_any_word_does_not_tell_what_the_model_draws(
+    tmp_path, few_renders, capsys
+):
+    """Letter by letter, as sub-word tokenizers do with words they do not have."""
+    letters = {c: i for i, c in enumerate(["[PAD]", *"abcdefghijklmnopqrstuvwxyz,"])}
+    tokenizer = Tokenizer(models.BPE(letters, [], unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]")
+    model = untrained(["a"])
+    model.text = md.TextEncoder(model.text.model, fast, 32)
+    model.text.model.resize_token_embeddings(len(fast))
+    assert evaluation.unknown_words(model, duo.vocabulary()) == []
+    assert evaluation.data_of(model) is None
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="say what it draws, critters or critters-duo"):
+        cli.evaluate(str(tmp_path))
+    with pytest.raises(ValueError, match="no scores for 'cats': use critters or critters-duo"):
+        cli.evaluate(str(tmp_path), "cats")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 32 letters are no caption
+        cli.evaluate(str(tmp_path), "critters-duo", prompts=2, steps=1)
+    assert "held-out: binding" in capsys.readouterr().out
 
 
 def test_who_draws_what_is_asked_for_scores_full_marks(few_renders):
