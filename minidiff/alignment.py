@@ -15,10 +15,8 @@ One such model serves three times:
 
 import copy
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from minidiff.files import fill_folder
 from minidiff.forward import NoiseLevel
 from minidiff.text import TextEncoder, first_line, locate_pretrained, quiet_loading
 from minidiff.tokenizer import word_tokenizer
@@ -153,17 +152,28 @@ class CLIP(nn.Module):
         captions belongs to this picture, and which of the B pictures to this caption? Where a caption
         occurs more than once in the batch, each of its pictures is as right as the others.
 
+        Captions beyond the first B belong to none of the pictures. Almost right ones ("hard negatives") teach
+        what a batch of others does not ask for, such as whose hat is red (Yuksekgonul et al. 2023).
+
         Args:
             x: pictures (B, 3, H, W) in [-1, 1].
-            captions: B strings.
+            captions: B strings, and any number of wrong ones.
+
+        Raises:
+            ValueError: there are fewer captions than pictures.
         """
+        if len(captions) < len(x):
+            raise ValueError(f"{len(captions)} captions for {len(x)} pictures: give one each")
         scale = self.model.logit_scale.exp().clamp(max=100)
-        logits = scale * self.embed_images(x) @ self.embed_captions(captions).T  # (B, B)
+        logits = scale * self.embed_images(x) @ self.embed_captions(captions).T  # (B, B + wrong)
         number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
         numbers = torch.tensor([number[caption] for caption in captions], device=logits.device)
-        right = (numbers[:, None] == numbers).float()
-        right = right / right.sum(1, keepdim=True)
-        return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+        right = (numbers[: len(x), None] == numbers).float()
+        of_captions = right[:, : len(x)].T
+        return (
+            F.cross_entropy(logits, right / right.sum(1, keepdim=True))
+            + F.cross_entropy(logits.T[: len(x)], of_captions / of_captions.sum(1, keepdim=True))
+        ) / 2
 
     def text_encoder(self, *, frozen: bool = True) -> TextEncoder:
         """A copy of the text tower as a text encoder for a denoiser; ``frozen`` as there."""
@@ -178,11 +188,9 @@ class CLIP(nn.Module):
         """Write the files that ``transformers`` reads as a CLIPModel with its tokenizer and processor.
 
         Args:
-            folder: where to; made if missing. Each file is replaced whole.
+            folder: where to, as :func:`~minidiff.files.fill_folder` does it.
             dtype: store weights so (torch.float16 halves the size); None as they are.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         side = self.model.config.vision_config.image_size
         processor = CLIPImageProcessor(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side},
@@ -191,15 +199,10 @@ class CLIP(nn.Module):
         state = {
             key: value.to(dtype).contiguous() for key, value in self.model.state_dict().items()
         }
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+        with fill_folder(folder) as scratch:
             self.model.save_pretrained(scratch, state_dict=state)
             self.text.save_tokenizer(scratch)
             processor.save_pretrained(scratch)
-            for file in sorted(
-                Path(scratch).iterdir(), key=lambda file: file.name == "config.json"
-            ):
-                os.chmod(file, 0o644)  # safetensors' files can be read by their owner alone
-                os.replace(file, folder / file.name)
 
     @classmethod
     def from_pretrained(
@@ -243,7 +246,7 @@ def train_clip(
 
     Args:
         clip: on its device.
-        batches: pairs (x, captions) without end, x (B, 3, H, W) in [-1, 1].
+        batches: pairs (x, captions) without end, as :meth:`CLIP.loss` takes them.
         steps: optimizer steps.
         lr: highest learning rate of AdamW. It follows torch's one-cycle policy: up over ``warmup`` steps,
             then down as a cosine, with the momentum the other way round.
@@ -330,10 +333,13 @@ class Alignment:
         return self.weight * (importance * away).mean()
 
     def score(self, captions: Sequence[str]) -> Callable[[Tensor, NoiseLevel], Tensor]:
-        """The cosine as a score for :func:`minidiff.gradient_guide`: x0 (B, 3, H, W) -> (B,).
+        """The cosine as what :func:`minidiff.gradient_guide` follows, in place of a log-likelihood.
 
         Args:
             captions: one per sample, or one for all.
+
+        Returns:
+            A function of x0 (B, 3, H, W) and its level that gives B cosines in [-1, 1].
         """
 
         def score(x0: Tensor, level: NoiseLevel) -> Tensor:

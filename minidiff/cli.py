@@ -2,13 +2,12 @@
 
 import copy
 import json
-import os
 import secrets
 import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import typer
@@ -18,22 +17,30 @@ from tqdm import tqdm
 from minidiff import alignment, recipes
 from minidiff.data import Critters, Duo, captioned_folder, critters, duo, fashion_mnist
 from minidiff.data import reader as readers
-from minidiff.denoiser import Diffusion
+from minidiff.denoiser import Conditioning, Diffusion
 from minidiff.doctor import doctor as examine
 from minidiff.evaluation import (
     clip_accuracy,
     data_of,
+    duo_clip_accuracy,
     duo_reader_accuracy,
     evaluate_critters,
     evaluate_duo,
     reader_accuracy,
     unknown_words,
 )
+from minidiff.files import write_whole
 from minidiff.pipeline import TextToImage
 from minidiff.plots import save_grid
 from minidiff.state import trained_weights
 from minidiff.text import TextEncoder
 from minidiff.training import processes
+
+CLIPS = {
+    "critters-clip": (recipes.critters_clip, clip_accuracy),
+    "critters-duo-clip": (recipes.critters_duo_clip, duo_clip_accuracy),
+}
+JUDGES = (*CLIPS, "critters-reader", "critters-duo-reader")
 
 app = typer.Typer(
     help="Small diffusion models: draw with one, train one, measure one, examine one.",
@@ -85,8 +92,8 @@ def train(
     what: Annotated[
         str,
         typer.Argument(
-            help="critters, critters-duo, fashion-mnist, a folder; critters-clip, critters-reader, "
-            "critters-duo-reader."
+            help="critters, critters-duo, fashion-mnist, a folder; critters-clip, critters-duo-clip, "
+            "critters-reader, critters-duo-reader."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for model and samples.")],
@@ -100,32 +107,35 @@ def train(
         str | None,
         typer.Option(help="A pre-trained encoder, folder or hub id, to read the captions, frozen."),
     ] = None,
+    conditioning: Annotated[
+        str, typer.Option(help="How the text enters: both, pooled (vector) or tokens.")
+    ] = "both",
     sample_every: Annotated[int, typer.Option(min=1, help="Steps between sample grids.")] = 300,
 ) -> None:
     """Train a model: a named recipe, or your own folder of captioned images."""
     torch.manual_seed(seed)
-    if what in ("critters-clip", "critters-reader", "critters-duo-reader"):
-        if resume or text_encoder:
+    if what in JUDGES:
+        if resume or text_encoder or conditioning != "both":
             raise ValueError(
-                f"{what} knows neither --resume nor --text-encoder: it is trained whole"
+                f"{what} knows no --resume, --text-encoder and --conditioning: it is trained whole"
             )
         if (output / "config.json").exists():
             raise FileExistsError(f"{output} holds a model: choose another folder")
-    if what == "critters-clip":
-        train_clip(output, steps, images, size, seed)
-        return
-    if what in ("critters-reader", "critters-duo-reader"):
-        train_reader(what, output, steps, seed)
+        if what in CLIPS:
+            train_clip(what, output, steps, images, size, seed)
+        else:
+            train_reader(what, output, steps, seed)
         return
     text = TextEncoder.from_pretrained(text_encoder) if text_encoder else None
+    enters = cast(Conditioning, conditioning)  # the network names what it does not know
     if what == "critters":
-        recipe = recipes.critters_recipe(images, size, text)
+        recipe = recipes.critters_recipe(images, size, text, enters)
     elif what == "critters-duo":
-        recipe = recipes.critters_duo_recipe(images, size, text)
+        recipe = recipes.critters_duo_recipe(images, size, text, enters)
     elif what == "fashion-mnist":
-        recipe = recipes.fashion_mnist_recipe(data_root, text)
+        recipe = recipes.fashion_mnist_recipe(data_root, text, enters)
     elif Path(what).is_dir():
-        recipe = recipes.folder_recipe(what, size, text)
+        recipe = recipes.folder_recipe(what, size, text, enters)
     else:
         raise ValueError(
             f"nothing to train: {what!r} is no recipe (critters, critters-duo, fashion-mnist) "
@@ -155,15 +165,18 @@ def train(
     say(f"{output}  ({time.monotonic() - started:.0f} s)")
 
 
-def train_clip(output: Path, steps: int | None, images: int, size: int, seed: int) -> None:
-    """Train a small CLIP on critters and save it; print how often it tells what a picture shows."""
+def train_clip(
+    what: str, output: Path, steps: int | None, images: int, size: int, seed: int
+) -> None:
+    """Train a small CLIP on one critter or two and save it; print how often it tells what a picture shows."""
+    untrained, measure = CLIPS[what]
     steps = steps or 1500
-    clip, batches = recipes.critters_clip(images, size, seed)
+    clip, batches = untrained(images, size, seed)
     losses = alignment.train_clip(clip, batches, steps, seed=seed, degrade=readers.degrade)
     for loss in (bar := tqdm(losses, total=steps, unit="step")):
         bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
     clip.save_pretrained(output, torch.float16)
-    for name, score in clip_accuracy(clip).items():
+    for name, score in measure(clip).items():
         typer.echo(f"{name:16} {score}")
 
 
@@ -286,11 +299,9 @@ def check_image_name(path: Path) -> None:
 
 
 def write_json(values: object, path: Path) -> None:
-    """Write JSON under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(unfinished, path)
+    """Write JSON, whole or not at all."""
+    with write_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def main() -> None:

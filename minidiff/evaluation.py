@@ -20,7 +20,7 @@ from minidiff.data.critters import (
     vocabulary,
 )
 from minidiff.data.drawn import Split
-from minidiff.data.reader import SHIPPED_DUO, AttributeReader
+from minidiff.data.reader import SHIPPED_DUO_READER, AttributeReader
 from minidiff.denoiser import Diffusion
 from minidiff.metrics import Interval, frechet_distance, kernel_distance, proportion
 from minidiff.pipeline import TextToImage
@@ -152,7 +152,7 @@ def evaluate_duo(
     """
     if missing := unknown_words(pipe.model, duo.vocabulary()):
         raise ValueError(f"not a critters-duo model: it does not know the word {missing[0]!r}")
-    reader = AttributeReader.from_pretrained(SHIPPED_DUO) if reader is None else reader
+    reader = AttributeReader.from_pretrained(SHIPPED_DUO_READER) if reader is None else reader
     scores: dict[str, Interval] = {}
     for name, split in SPLITS:
         rng = random.Random(f"evaluate duo {seed} {split}")
@@ -252,6 +252,36 @@ def clip_accuracy(clip: CLIP, n: int = 2048, seed: int = 2**31 - 1) -> dict[str,
     scores["animal and hat"] = proportion(sum(both), n)
     scores["held-out pairs"] = proportion(sum(held_out), len(held_out))
     return scores
+
+
+@torch.no_grad()
+def duo_clip_accuracy(clip: CLIP, n: int = 2048, seed: int = 2**31 - 1) -> dict[str, Interval]:
+    """How often a CLIP of two critters finds the true one of two captions that state everything.
+
+    The other differs by one exchange between the critters: of places, furs, hats or hat colours. Someone
+    who sees only which words there are scores a half (Yuksekgonul et al. 2023). "full scene" is its share
+    of renders for which the true caption is nearer than all exchanges that can be made.
+    """
+    rendering = duo.Duo(n, split="all", seed=seed).render()
+    x = rendering.images.float() / 127.5 - 1
+    kinds: dict[str, list[bool]] = {"full scene": []}
+    for start in range(0, n, 256):
+        scenes = rendering.scenes[start : start + 256]
+        found = clip.embed_images(x[start : start + 256])
+
+        def cosine(captions: list[str], found: Tensor = found) -> Tensor:
+            return (found * clip.embed_captions(captions)).sum(1)
+
+        right = cosine([duo.prompt(scene) for scene in scenes])
+        whole = torch.ones(len(scenes), dtype=torch.bool)
+        for kind in duo.EXCHANGES:
+            mixed = [duo.exchange(scene, kind) for scene in scenes]
+            told = right > cosine([duo.prompt(m or s) for m, s in zip(mixed, scenes, strict=True)])
+            possible = torch.tensor([m is not None for m in mixed])
+            kinds.setdefault(kind, []).extend(told[possible].tolist())
+            whole &= told | ~possible
+        kinds["full scene"].extend(whole.tolist())
+    return {name: proportion(sum(told), len(told)) for name, told in kinds.items()}
 
 
 _ALONE = {

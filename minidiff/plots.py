@@ -21,7 +21,6 @@ import os
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -37,6 +36,7 @@ from torchvision.utils import make_grid
 
 from minidiff.denoiser import Denoiser
 from minidiff.exact import GaussianMixture
+from minidiff.files import write_whole
 from minidiff.forward import NoiseLevel
 from minidiff.metrics import Interval
 from minidiff.sampling import State
@@ -221,11 +221,8 @@ def grid(x: Tensor, *, ncols: int = 8, scale: int = 1, padding: int = 2) -> Imag
 
 def save_grid(x: Tensor, path: str | os.PathLike[str], *, ncols: int = 8, scale: int = 1) -> None:
     """Write :func:`grid` to ``path``; the ending of its name says in which format, e.g. .png."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    grid(x, ncols=ncols, scale=scale).save(unfinished)
-    os.replace(unfinished, path)
+    with write_whole(path) as unfinished:
+        grid(x, ncols=ncols, scale=scale).save(unfinished)
 
 
 def gif(
@@ -260,10 +257,8 @@ def gif(
     file = io.BytesIO()
     pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
     if path is not None:
-        path = Path(path)
-        unfinished = path.with_name(f".{path.name}.tmp")
-        unfinished.write_bytes(file.getvalue())
-        os.replace(unfinished, path)
+        with write_whole(path) as unfinished:
+            unfinished.write_bytes(file.getvalue())
     return file.getvalue()
 
 

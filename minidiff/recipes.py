@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 from minidiff.alignment import CLIP
 from minidiff.data import Batches, Critters, Duo, captioned_folder, critters, duo, fashion_mnist
 from minidiff.data.fashion import CAPTIONS
-from minidiff.denoiser import Diffusion, UNet
+from minidiff.denoiser import Conditioning, Diffusion, UNet
 from minidiff.pipeline import TextToImage
 from minidiff.plots import save_grid
 from minidiff.schedule import Cosine
@@ -61,7 +61,11 @@ def _patch(size: int, grid: int = 16) -> int:
 
 
 def text_to_image(
-    text: TextEncoder | Sequence[str], shape: tuple[int, int, int], patch: int
+    text: TextEncoder | Sequence[str],
+    shape: tuple[int, int, int],
+    patch: int,
+    conditioning: Conditioning = "both",
+    places: bool = False,
 ) -> Diffusion:
     """The model of all recipes: a U-Net that predicts x0, on the cosine schedule, and a text encoder.
 
@@ -70,20 +74,31 @@ def text_to_image(
             that learns with the network.
         shape: (C, H, W) of the images.
         patch: side of the pixel squares the U-Net works on.
+        conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
+        places: whether the U-Net is told where in the picture it is.
     """
     text = text if isinstance(text, TextEncoder) else TextEncoder.from_captions(text)
-    net = UNet(channels=shape[0], patch=patch, condition_dim=text.dim)
+    net = UNet(
+        channels=shape[0],
+        patch=patch,
+        condition_dim=text.dim,
+        conditioning=conditioning,
+        places=places,
+    )
     return Diffusion(net, Cosine(), target="x0", text=text, shape=shape)
 
 
 def critters_recipe(
-    images: int = 40_000, size: int = 64, text: TextEncoder | None = None
+    images: int = 40_000,
+    size: int = 64,
+    text: TextEncoder | None = None,
+    conditioning: Conditioning = "both",
 ) -> Recipe:
     """Animals in hats, drawn on the spot; see :mod:`minidiff.data.critters`. Captions are read by ``text``;
     None for the text tower of the shipped CLIP, which stays as it is."""
     patch, data = _patch(size), Critters(images, size)
     text = text or CLIP.from_pretrained("critters-clip").text_encoder()
-    model = text_to_image(text, (3, size, size), patch)
+    model = text_to_image(text, (3, size, size), patch, conditioning)
     prompts = [
         "a cat in a top hat",
         "an orange cat in a blue top hat on a green background",
@@ -98,12 +113,16 @@ def critters_recipe(
 
 
 def critters_duo_recipe(
-    images: int = 40_000, size: int = 64, text: TextEncoder | None = None
+    images: int = 40_000,
+    size: int = 64,
+    text: TextEncoder | None = None,
+    conditioning: Conditioning = "both",
 ) -> Recipe:
     """Two animals in hats, side by side or one above the other; see :mod:`minidiff.data.duo`. Captions are
-    read by ``text``; None for an encoder that learns with the network."""
+    read by ``text``; None for the text tower of the shipped ``critters-duo-clip``, which stays as it is."""
     patch, data = _patch(size), Duo(images, size)
-    model = text_to_image(text or [*duo.vocabulary(), ","], (3, size, size), patch)
+    text = text or CLIP.from_pretrained("critters-duo-clip").text_encoder()
+    model = text_to_image(text, (3, size, size), patch, conditioning, places=True)
     prompts = [
         "a black cat in a red top hat left of a white rabbit in a blue crown on a green background",
         "a white rabbit in a blue crown left of a black cat in a red top hat on a green background",
@@ -118,17 +137,22 @@ def critters_duo_recipe(
 
 
 def fashion_mnist_recipe(
-    data_root: str | os.PathLike[str] | None = None, text: TextEncoder | None = None
+    data_root: str | os.PathLike[str] | None = None,
+    text: TextEncoder | None = None,
+    conditioning: Conditioning = "both",
 ) -> Recipe:
     """60,000 real pictures of clothes, 32x32, gray; see :mod:`minidiff.data.fashion`. Captions are read by
     ``text``; None for an encoder that learns with the network."""
     images, captions = fashion_mnist(data_root)
-    model = text_to_image(text or CAPTIONS, (1, 32, 32), patch=2)
+    model = text_to_image(text or CAPTIONS, (1, 32, 32), 2, conditioning)
     return Recipe(model, images, captions, list(CAPTIONS), steps=1800)
 
 
 def folder_recipe(
-    folder: str | os.PathLike[str], size: int = 64, text: TextEncoder | None = None
+    folder: str | os.PathLike[str],
+    size: int = 64,
+    text: TextEncoder | None = None,
+    conditioning: Conditioning = "both",
 ) -> Recipe:
     """Your own captioned images; see :mod:`minidiff.data.folder`. Captions are read by ``text``; None for an
     encoder that learns their words with the network.
@@ -139,9 +163,8 @@ def folder_recipe(
     """
     _patch(size)
     images, captions, skipped = captioned_folder(folder, size)
-    model = text_to_image(
-        text or captions, (3, size, size), patch=4 if size % 64 == 0 else 2 if size % 32 == 0 else 1
-    )
+    patch = 4 if size % 64 == 0 else 2 if size % 32 == 0 else 1
+    model = text_to_image(text or captions, (3, size, size), patch, conditioning)
     prompts = list(dict.fromkeys(captions))[:8]
     notes = [f"skipped {name}: {reason}" for name, reason in skipped]
     return Recipe(
@@ -149,7 +172,9 @@ def folder_recipe(
     )
 
 
-def critters_clip(images: int = 40_000, size: int = 64, seed: int = 0) -> tuple[CLIP, Batches]:
+def critters_clip(
+    images: int = 40_000, size: int = 64, seed: int = 0
+) -> tuple[CLIP, Iterable[tuple[Tensor, list[str]]]]:
     """An untrained CLIP for critters, and the batches that :func:`minidiff.alignment.train_clip` takes.
 
     It sees what the denoiser of :func:`critters_recipe` sees, the training split, and no other pairs.
@@ -157,6 +182,27 @@ def critters_clip(images: int = 40_000, size: int = 64, seed: int = 0) -> tuple[
     clip = CLIP.from_captions([*critters.vocabulary(), ","], size=size, patch=2 * _patch(size))
     data = Critters(images, size)
     return clip, Batches(data.images(), data.caption, 128, seed=seed)
+
+
+def critters_duo_clip(
+    images: int = 40_000, size: int = 64, seed: int = 0
+) -> tuple[CLIP, Iterable[tuple[Tensor, list[str]]]]:
+    """The same for two critters. Every batch comes with wrong captions of its own pictures, in which the
+    critters' places, hats or colours are exchanged: without them nothing asks a CLIP to tell whose is whose.
+    """
+    clip = CLIP.from_captions(
+        [*duo.vocabulary(), ","], size=size, patch=2 * _patch(size), text_layers=4, max_length=48
+    )
+    data = Duo(images, size)
+    pictures = data.images()
+    right, wrong = (
+        Batches(pictures, said, 128, seed=seed) for said in (data.caption, data.wrong_caption)
+    )
+    batches = (
+        (x, [*captions, *filter(None, mixed_up)])
+        for (x, captions), (_, mixed_up) in zip(right, wrong, strict=True)
+    )
+    return clip, batches
 
 
 def fit(

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from minidiff.files import write_whole
+
 
 class TrainingState:
     """Weights, averaged weights and optimizer moments, to and from one safetensors file.
@@ -34,7 +36,6 @@ class TrainingState:
         """Write the state after ``steps`` steps into ``folder``; the file is replaced whole."""
         if not self.writes:  # one process of many is enough
             return
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
         tensors |= {f"ema.{key}": value for key, value in self.ema.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
@@ -43,9 +44,8 @@ class TrainingState:
         tensors = {
             key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()
         }
-        unfinished = folder / ".training.safetensors.tmp"
-        unfinished.write_bytes(save(tensors, {"training": json.dumps({"steps": steps})}))
-        os.replace(unfinished, folder / "training.safetensors")
+        with write_whole(folder / "training.safetensors") as unfinished:
+            unfinished.write_bytes(save(tensors, {"training": json.dumps({"steps": steps})}))
 
     def load(self, folder: Path) -> int:
         """Read the state in ``folder`` into model, average and optimizer; return its number of steps."""

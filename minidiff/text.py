@@ -36,7 +36,7 @@ from transformers import (
 from transformers.utils import logging
 
 from minidiff.denoiser import Condition
-from minidiff.denoiser.diffusion import SHIPPED
+from minidiff.files import SHIPPED
 from minidiff.tokenizer import word_tokenizer
 
 CACHE_BYTES = 256 * 2**20
@@ -256,9 +256,8 @@ class TextEncoder(nn.Module):
                 found[key] = state[: len(key) // 8].clone()  # 8 bytes a token
                 self._keep(key, found[key])
         states = nn.utils.rnn.pad_sequence([found[key] for key in keys], batch_first=True)
-        return F.pad(
-            states, (0, 0, 0, ids.shape[1] - states.shape[1])
-        )  # the last word may be unknown
+        # Shorter than the batch if the longest caption ends in unknown words.
+        return F.pad(states, (0, 0, 0, ids.shape[1] - states.shape[1]))
 
     def _keep(self, key: bytes, states: Tensor) -> None:
         """Remember ``states``; forget the oldest when there is too much."""

@@ -5,16 +5,15 @@ costs a pass through CLIP's picture tower, forward and back, so a model that tra
 steps in the same time. Three seeds, 32x32: without the term; with it; and, to tell the price from the
 effect, without it for as few steps. Beside them the same score as gradient at sampling time.
 
-    python studies/alignment.py [--steps 1200]
+    python studies/alignment.py [--steps 600]
 """
 
-import argparse
 import random
 import statistics
 from typing import Any
 
 import torch
-from common import fit, over_runs, small_model, write
+from common import each_over_runs, fit, options, over_runs, small_model, write
 
 import minidiff as md
 from minidiff.alignment import CLIP, Alignment
@@ -60,10 +59,8 @@ def score(
 
 def main() -> None:
     """Run the study and write its file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=1200, help="without the term")
+    parser = options(__doc__)
+    parser.add_argument("--steps", type=int, default=600, help="without the term")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.1, 0.5])
     parser.add_argument("--pulls", type=float, nargs="+", default=[1.0, 4.0])
     parser.add_argument("--prompts", type=int, default=256, help="pictures per run")
@@ -72,7 +69,7 @@ def main() -> None:
 
     def train(steps: int, seed: int, weight: float) -> tuple[md.Diffusion, float]:
         torch.manual_seed(seed)
-        model = small_model(md.TextEncoder.from_captions([*critters.vocabulary(), ","]))
+        model = small_model(clip.text_encoder())
         term = Alignment(clip, weight) if weight else None
         return fit(model, steps, seed, alignment=term)
 
@@ -99,7 +96,7 @@ def main() -> None:
                 runs.append(score(model, reader, clip, seed, arguments.prompts, pull))
                 print(f"{name}, pull {pull:g}, seed {seed}: {seconds:.0f} s {runs[-1]}", flush=True)
         for pull, runs in variants.items():
-            row = {what: over_runs([run[what] for run in runs]) for what in runs[0]}
+            row = each_over_runs(runs)
             rows.append(
                 {
                     "name": name,

@@ -4,9 +4,9 @@ A study is a script that answers one question of the book with numbers. It write
 ``notebooks/results``, and the chapter quotes that file: nothing is retyped.
 """
 
+import argparse
 import functools
 import json
-import os
 import platform
 import statistics
 import sys
@@ -20,19 +20,17 @@ from scipy import stats
 
 import minidiff as md
 from minidiff.data import Batches, Critters
+from minidiff.files import write_whole
 from minidiff.training import Judge
 
 RESULTS = Path(__file__).parents[1] / "notebooks" / "results"
-SIZE, PATCH = (
-    32,
-    4,
-)  # quarter of the pixels: a step costs a third, and the reader reads them as well
+SIZE, PATCH, BATCH = 32, 4, 64  # a quarter of the recipe's patches, half of its batch
 
 
 def small_model(
     text: md.TextEncoder, network: str = "UNet", conditioning: str = "both", size: int = SIZE
 ) -> md.Diffusion:
-    """The recipe's model for smaller pictures; the transformer has about as many parameters."""
+    """The recipe's model for smaller pictures; result files say how many parameters each network has."""
     if network == "UNet":
         net: torch.nn.Module = md.UNet(
             patch=PATCH, condition_dim=text.dim, conditioning=conditioning
@@ -63,7 +61,7 @@ def fit(
     assert model.shape is not None
     data = Critters(images, model.shape[-1], seed=seed)
     captions = data.captions() if fixed_captions else data.caption
-    batches = Batches(pictures(images, model.shape[-1], seed), captions, 128, seed=seed)
+    batches = Batches(pictures(images, model.shape[-1], seed), captions, BATCH, seed=seed)
     began = time.perf_counter()
     for step in md.train(
         model, batches, steps, weighting="snr_plus_one", seed=seed, alignment=alignment
@@ -82,9 +80,20 @@ def over_runs(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "runs": list(values)}
 
 
+def each_over_runs(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """:func:`over_runs` of every number that the runs measured."""
+    return {what: over_runs([run[what] for run in runs]) for what in runs[0]}
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the docstring of the study, line by line."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+
+
 def write(name: str, **content: Any) -> None:
     """Write ``notebooks/results/NAME.json``, whole or not at all."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     # Where things lie on this machine is nobody else's business.
     said = [f"PATH/TO/{Path(a).name}" if Path(a).is_absolute() else a for a in sys.argv[1:]]
     made_by = {
@@ -92,7 +101,6 @@ def write(name: str, **content: Any) -> None:
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
-    unfinished = RESULTS / f".{name}.tmp"
-    unfinished.write_text(json.dumps({"made_by": made_by, **content}, indent=1) + "\n")
-    os.replace(unfinished, RESULTS / f"{name}.json")
+    with write_whole(RESULTS / f"{name}.json") as unfinished:
+        unfinished.write_text(json.dumps({"made_by": made_by, **content}, indent=1) + "\n")
     print(RESULTS / f"{name}.json")

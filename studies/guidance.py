@@ -9,10 +9,10 @@ state animal and hat and leave fur, hat colour and background free. Four numbers
 * distance: Fréchet distance to as many renders of the same animals and hats, in the reader's features;
 * saturated: share of the values beyond 0.98, the mark of too much contrast.
 
-    python studies/guidance.py [--model critters] [--prompts 256]
+    python studies/guidance.py [--steps 20]       # the shipped model
+    python studies/guidance.py --train 600        # small models that are still learning, one per seed
 """
 
-import argparse
 import random
 import statistics
 from collections import Counter
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import over_runs, write
+from common import each_over_runs, fit, options, over_runs, small_model, write
 
 import minidiff as md
 from minidiff.data import AttributeReader, critters
@@ -45,16 +45,26 @@ def effective_number(values: list[Any], most: int) -> float:
     return min(float(most), float(entropy.exp()))
 
 
-def measure(
-    pipe: md.TextToImage, reader: AttributeReader, seed: int, n: int, **settings: Any
-) -> dict[str, float]:
-    """The four numbers for one setting and one seed."""
+def asked_for(seed: int, n: int) -> tuple[list[str], list[critters.Critter]]:
+    """The prompts of a seed, and what each of ``n`` pictures should show."""
     rng = random.Random(f"guidance {seed}")
     asked = [critters.sample(rng) for _ in range(PROMPTS)]
-    each = n // PROMPTS
     texts = [critters.prompt(critter) for critter in asked]
-    x = pipe(texts, num_images=each, seed=1000 * seed, **settings).tensors
-    wanted = [critter for critter in asked for _ in range(each)]
+    return texts, [critter for critter in asked for _ in range(n // PROMPTS)]
+
+
+def measure(
+    pipe: md.TextToImage,
+    reader: AttributeReader,
+    seed: int,
+    n: int,
+    steps: int,
+    settings: dict[str, Any],
+) -> dict[str, float]:
+    """The four numbers for one setting and one seed."""
+    texts, wanted = asked_for(seed, n)
+    each = n // PROMPTS
+    x = pipe(texts, num_images=each, seed=1000 * seed, steps=steps, **settings).tensors
     seen = reader.read(x)
     spread = [
         effective_number([s[name] for s in seen[start : start + each]], 5)
@@ -84,36 +94,38 @@ def renders(wanted: list[critters.Critter], size: int, seed: int) -> torch.Tenso
 
 def main() -> None:
     """Run the study and write its file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--model", default="critters")
+    parser.add_argument("--train", type=int, help="steps of a small model per seed, not --model")
     parser.add_argument("--prompts", type=int, default=256, help="pictures per setting and seed")
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
-    pipe, reader = (
-        md.TextToImage.from_pretrained(arguments.model),
-        AttributeReader.from_pretrained(),
-    )
+    reader = AttributeReader.from_pretrained()
+    if arguments.train:
+        clip, models = md.CLIP.from_pretrained("critters-clip"), []
+        for seed in SEEDS:
+            torch.manual_seed(seed)
+            models.append(fit(small_model(clip.text_encoder()), arguments.train, seed)[0])
+    else:
+        models = [md.Diffusion.from_pretrained(arguments.model)] * len(SEEDS)
     settings = {f"scale {scale:g}": {"guidance": scale} for scale in SCALES} | VARIANTS
     rows = []
     for name, extra in settings.items():
         runs = [
-            measure(pipe, reader, seed, arguments.prompts, steps=arguments.steps, **extra)
-            for seed in SEEDS
+            measure(md.TextToImage(model), reader, seed, arguments.prompts, arguments.steps, extra)
+            for seed, model in zip(SEEDS, models, strict=True)
         ]
-        row = {what: over_runs([run[what] for run in runs]) for what in runs[0]}
+        row = each_over_runs(runs)
         rows.append({"name": name, **extra, **row})
         print(f"{name:24}", *(f"{k} {v['mean']:.3f}" for k, v in row.items()), flush=True)
-    size, floor = pipe.model.shape[-1], []
-    for seed in SEEDS:  # what two sets of renders are apart, the least that can be asked for
-        rng = random.Random(f"guidance {seed}")
-        asked = [critters.sample(rng) for _ in range(PROMPTS)]
-        wanted = [c for c in asked for _ in range(arguments.prompts // PROMPTS)]
-        two = renders(wanted, size, seed + 100), renders(wanted, size, seed + 200)
+    floor = []
+    for seed, model in zip(SEEDS, models, strict=True):
+        # What two sets of renders are apart, the least that can be asked for.
+        _, wanted = asked_for(seed, arguments.prompts)
+        two = (renders(wanted, model.shape[-1], seed + other) for other in (100, 200))
         floor.append(frechet_distance(*two, reader).value)
     write(
-        "guidance",
+        "guidance_small" if arguments.train else "guidance",
         settings=vars(arguments) | {"model": Path(arguments.model).name},
         seeds=SEEDS,
         rows=rows,

@@ -1,18 +1,19 @@
 """Where should the text enter? Pooled vector, tokens, or both; in a U-Net and in a transformer.
 
-Six models, three seeds each, learn from the same critters at 32x32 for the same number of steps, with a
-word encoder that learns along. Then each is asked for critters by all five attributes: seen and
-held-out pairs of animal and hat. Captions that state five things are where one vector gets crowded.
+Six models, three seeds each, learn from the same critters at 32x32 for the same number of steps. All read
+the captions with the same frozen encoder, the text tower of critters-clip. Then each is asked for critters
+by all five attributes: seen and held-out pairs of animal and hat. Captions that state five things are where
+one vector gets crowded.
 
-    python studies/mechanisms.py [--steps 800]
+    python studies/mechanisms.py [--steps 600]
 """
 
-import argparse
 import random
 import statistics
+from typing import Any
 
 import torch
-from common import fit, over_runs, small_model, write
+from common import each_over_runs, fit, options, over_runs, small_model, write
 
 import minidiff as md
 from minidiff.data import AttributeReader, critters
@@ -35,25 +36,23 @@ def score(model: md.Diffusion, reader: AttributeReader, seed: int, n: int) -> di
 
 def main() -> None:
     """Run the study and write its file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=800)
+    parser = options(__doc__)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--prompts", type=int, default=256, help="pictures per split and run")
     arguments = parser.parse_args()
-    reader, rows = AttributeReader.from_pretrained(), []
+    reader, clip = AttributeReader.from_pretrained(), md.CLIP.from_pretrained("critters-clip")
+    rows: list[dict[str, Any]] = []
     for network in ("UNet", "DiT"):
         for conditioning in ("pooled", "tokens", "both"):
             runs, times = [], []
             for seed in SEEDS:
                 torch.manual_seed(seed)
-                text = md.TextEncoder.from_captions([*critters.vocabulary(), ","])
-                model = small_model(text, network, conditioning)
+                model = small_model(clip.text_encoder(), network, conditioning)
                 model, seconds = fit(model, arguments.steps, seed)
                 runs.append(score(model, reader, seed, arguments.prompts))
                 times.append(seconds)
                 print(f"{network} {conditioning} {seed}: {seconds:.0f} s {runs[-1]}", flush=True)
-            row = {what: over_runs([run[what] for run in runs]) for what in runs[0]}
+            row = each_over_runs(runs)
             size = sum(p.numel() for p in model.net.parameters())
             rows.append(
                 {

@@ -11,13 +11,12 @@ The list below was fixed before the first measurement. See studies/README.md for
 without a hub.
 """
 
-import argparse
 import random
 import statistics
 import warnings
 
 import torch
-from common import fit, over_runs, small_model, write
+from common import fit, options, over_runs, small_model, write
 
 import minidiff as md
 from minidiff.data import AttributeReader, critters
@@ -109,9 +108,7 @@ def score(
 
 def main() -> None:
     """Run the study and write its file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("encoder")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--images", type=int, default=8000)

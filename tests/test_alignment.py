@@ -69,6 +69,16 @@ def test_equal_captions_are_equally_right(clip):
     assert clip.loss(x[:3], a) != clip.loss(x[:3], b)
 
 
+def test_wrong_captions_join_those_that_a_picture_must_not_choose(clip):
+    x, right, wrong = pictures(2), CAPTIONS[:2], CAPTIONS[2:]
+    logits = clip.model.logit_scale.exp() * clip.embed_images(x) @ clip.embed_captions(CAPTIONS).T
+    of_pictures = -logits.log_softmax(1)[[0, 1], [0, 1]].mean()
+    of_captions = -logits[:, :2].log_softmax(0)[[0, 1], [0, 1]].mean()
+    torch.testing.assert_close(clip.loss(x, right + wrong), (of_pictures + of_captions) / 2)
+    with pytest.raises(ValueError, match="1 captions for 2 pictures: give one each"):
+        clip.loss(x, right[:1])
+
+
 def test_pictures_are_brought_to_size_and_scaled(clip):
     other = CLIP(clip.model, clip.text.tokenizer, mean=(0.2, 0.3, 0.4), std=(0.3, 0.2, 0.1))
     x = pictures()

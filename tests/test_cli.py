@@ -14,7 +14,7 @@ from PIL import Image
 
 import minidiff as md
 from minidiff import cli
-from minidiff.denoiser.diffusion import SHIPPED
+from minidiff.files import SHIPPED
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
@@ -164,13 +164,30 @@ def test_train_with_an_encoder_trained_before(minidiff, folder, tmp_path):
         torch.testing.assert_close(part, other, rtol=1e-3, atol=1e-3)  # stored in float16
 
 
-def test_train_a_clip(minidiff, tmp_path):
-    code, out, err = minidiff(
-        "train", "critters-clip", "-o", tmp_path, "--steps", 2, "--images", 128
-    )
+@pytest.mark.parametrize(
+    "name,score,words",
+    [("critters-clip", "animal and hat", 32), ("critters-duo-clip", "hat_color", 48)],
+)
+def test_train_a_clip(minidiff, tmp_path, name, score, words):
+    code, out, err = minidiff("train", name, "-o", tmp_path, "--steps", 2, "--images", 128)
     assert code == 0, err
-    assert re.search(r"animal and hat +\d+\.\d % ", out)
-    assert md.CLIP.from_pretrained(tmp_path).text.max_length == 32
+    assert re.search(rf"{score} +\d+\.\d % ", out)
+    assert md.CLIP.from_pretrained(tmp_path).text.max_length == words
+    code, _, err = minidiff("train", name, "-o", tmp_path / "b", "--conditioning", "pooled")
+    assert (code, err) == (
+        1,
+        f"minidiff: {name} knows no --resume, --text-encoder and --conditioning: it is trained whole\n",
+    )
+
+
+def test_the_text_enters_as_asked(minidiff, folder, tmp_path):
+    call = ("train", folder, "-o", tmp_path / "run", "--steps", 1, "--size", 16, "--conditioning")
+    code, _, err = minidiff(*call, "pooled")
+    assert code == 0, err
+    assert md.Diffusion.from_pretrained(tmp_path / "run").net.config["conditioning"] == "pooled"
+    code, _, err = minidiff(*call, "words")
+    assert code == 1
+    assert "unknown conditioning 'words': choose one of both, pooled, tokens" in err
 
 
 def test_evaluate_writes_what_it_prints(minidiff, tmp_path):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import minidiff as md
-from minidiff.denoiser import diffusion
+from minidiff import files
 from minidiff.denoiser.layers import Attention, Embedding, image_positions
 
 D, T = 8, 5  # width and length of the conditions here
@@ -229,6 +229,19 @@ def test_the_unet_sees_the_whole_image():
     moved[0, 0, 0, 0] += 1
     t = torch.tensor([0.5])
     assert (net(moved, t) - net(x, t))[0, 0, -1, -1].abs() > 1e-9
+
+
+def test_the_unet_is_told_the_place_only_if_asked_for():
+    """Far from the edges a convolution sees the same everywhere, and attention asks for no place."""
+    outs = {}
+    for places in (False, True):
+        torch.manual_seed(0)
+        net = perturbed(md.UNet(1, 32, (1,), patch=1, attention=(0,), places=places))
+        assert net.config["places"] is places
+        out = net(torch.ones(1, 1, 48, 48, dtype=torch.float64), torch.tensor([0.5]))
+        outs[places] = out[0, 0, 22:26, 22:26].flatten()
+    assert outs[False].max() - outs[False].min() < 1e-9
+    assert outs[True].unique().numel() == 16
 
 
 # --- how a network listens to its condition --------------------------------------------------------
@@ -659,14 +672,14 @@ def test_a_hub_id_is_fetched_and_failures_are_one_line(tmp_path, monkeypatch):
         assert not any("bin" in pattern or "pt" in pattern for pattern in allow_patterns)
         return str(tmp_path)
 
-    monkeypatch.setattr(diffusion, "snapshot_download", hub)
+    monkeypatch.setattr(files, "snapshot_download", hub)
     assert md.Diffusion.from_pretrained("someone/model").target == "v"
     assert asked == ["someone/model"]
 
     def offline(name, allow_patterns):
         raise ConnectionError("no route to host\nand a long traceback")
 
-    monkeypatch.setattr(diffusion, "snapshot_download", offline)
+    monkeypatch.setattr(files, "snapshot_download", offline)
     with pytest.raises(FileNotFoundError, match=r"someone/model.*\(no route to host\)") as error:
         md.Diffusion.from_pretrained("someone/model")
     assert "\n" not in str(error.value)

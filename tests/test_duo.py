@@ -202,6 +202,34 @@ def test_the_parser_would_notice():
         assert not true(wrong, SCENE), wrong
 
 
+def test_wrong_captions_are_wrong_in_one_thing_and_never_name_a_held_out_pair():
+    data, counted = Duo(4000), 0
+    for i in range(4000):
+        scene, right, wrong = data.scene(i), data.caption(i, 1), data.wrong_caption(i, 1)
+        assert true(right, scene)
+        if wrong:
+            counted += 1
+            assert not true(wrong, scene), f"{wrong!r} is true of {scene}"
+            for said in stated(wrong)[0]:
+                assert (said.get("animal"), said.get("hat")) not in HELD_OUT, wrong
+    assert counted > 0.5 * 4000
+
+
+def test_one_thing_is_exchanged():
+    cat, bear = replace(CAT, hat="crown"), Critter("bear", "white", "top hat", "blue", "green")
+    frog = Critter("frog", "green", "cap", "blue", "green")
+    assert duo.exchange(Scene(cat, bear, "above"), "place") == Scene(bear, cat, "above")
+    for what in ("fur", "hat", "hat_color"):
+        one = replace(cat, **{what: getattr(bear, what)})
+        other = replace(bear, **{what: getattr(cat, what)})
+        assert duo.exchange(Scene(cat, bear, "left of"), what) == Scene(one, other, "left of")
+    assert duo.exchange(Scene(cat, frog, "left of"), "fur") is None  # no cat is green
+    alike = Scene(cat, replace(bear, fur="black"), "left of")
+    assert duo.exchange(alike, "fur") is None
+    with pytest.raises(ValueError, match="cannot exchange 'animal': choose from place, fur, hat"):
+        duo.exchange(alike, "animal")
+
+
 def test_captions_are_mostly_full_and_sometimes_leave_things_out(train):
     parsed = [stated(text) for _, text in train]
     full = [all(len(one) == 4 for one in said) for said, _, _ in parsed]
@@ -333,7 +361,7 @@ def test_rendering_agrees_with_items_for_any_number_of_workers():
 
 @pytest.fixture(scope="module")
 def reader() -> AttributeReader:
-    return AttributeReader.from_pretrained(readers.SHIPPED_DUO)
+    return AttributeReader.from_pretrained(readers.SHIPPED_DUO_READER)
 
 
 def renders(scenes: list[Scene], **left_out) -> torch.Tensor:

@@ -9,8 +9,8 @@ import torch
 import minidiff as md
 from minidiff.data import AttributeReader
 from minidiff.data.critters import Critter
-from minidiff.denoiser.diffusion import SHIPPED
 from minidiff.evaluation import accuracy, evaluate_critters, reader_accuracy
+from minidiff.files import SHIPPED
 from minidiff.metrics import Interval
 
 

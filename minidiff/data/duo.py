@@ -10,7 +10,7 @@ is free. In the training split neither critter wears a pair of
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from minidiff.data import critters
-from minidiff.data.critters import ANIMALS, BACKGROUNDS, Critter
+from minidiff.data.critters import ANIMALS, BACKGROUNDS, HELD_OUT, Critter, furs
 from minidiff.data.drawn import Drawn, Split, check_split
 
 # ------------------------------------------------------------------------------- what there is
@@ -33,6 +33,8 @@ OWN = tuple(name for name in critters.ATTRIBUTES if name != "background")
 """The attributes that each critter has for itself."""
 EVERYTHING = (*critters.ATTRIBUTES, "relation")
 """What a sentence can state of a scene."""
+EXCHANGES = ("place", "fur", "hat", "hat_color")
+"""What two critters can exchange and stay critters; see :func:`exchange`."""
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "relation": RELATIONS,
@@ -104,6 +106,32 @@ def sample(rng: random.Random, split: Split = "train") -> Scene:
     return Scene(first, second, rng.choice(RELATIONS))
 
 
+def exchange(scene: Scene, what: str) -> Scene | None:
+    """The scene with one thing exchanged between its critters.
+
+    Args:
+        scene: what is changed.
+        what: "place", "fur", "hat" or "hat_color".
+
+    Returns:
+        None where that changes nothing or gives an animal a fur that it does not come in.
+
+    Raises:
+        ValueError: ``what`` is none of the four.
+    """
+    if what not in EXCHANGES:
+        raise ValueError(f"cannot exchange {what!r}: choose from {', '.join(EXCHANGES)}")
+    first, second = scene.critters
+    if what == "place":
+        return Scene(second, first, scene.relation)
+    theirs, ours = getattr(first, what), getattr(second, what)
+    fits = what != "fur" or (ours in furs(first.animal) and theirs in furs(second.animal))
+    if ours == theirs or not fits:
+        return None
+    one, other = replace(first, **{what: ours}), replace(second, **{what: theirs})
+    return Scene(one, other, scene.relation)
+
+
 def words(scene: Scene) -> dict[str, str]:
     """The scene's value of each of :data:`ATTRIBUTES`."""
     own = {
@@ -124,6 +152,9 @@ def labels(scene: Scene) -> dict[str, int]:
 
 _FORWARD = {"left of": ("left of", "to the left of"), "above": ("above", "over")}
 _BACKWARD = {"left of": ("right of", "to the right of"), "above": ("below", "under")}
+TURNED = 0.2
+"""Share of the captions that begin with the second critter, as "a rabbit right of a cat" does."""
+_STANDING = {"left", "right", "above", "over", "below", "under"}
 _UNSAID = {"left of": (" and ", ", ", " next to ", " beside "), "above": (" and ", ", ")}
 
 
@@ -152,6 +183,10 @@ def caption(scene: Scene, rng: random.Random) -> str:
     Half of the captions describe both critters fully, and most of these say how they stand. The
     others leave things out as :func:`critters.caption <minidiff.data.critters.caption>` does. Two
     captions of a hundred say nothing but "two critters".
+
+    Four of five captions begin where reading begins, with the critter on the left or above. Were it a
+    half, the order of the words would say nothing to somebody who does not understand "left of" yet, and
+    "left of" nothing to somebody who does not heed the order: a model would find it hard to begin.
     """
     noun = rng.choice(("critter", "animal"))
     if rng.random() < 0.02:
@@ -163,12 +198,12 @@ def caption(scene: Scene, rng: random.Random) -> str:
         said += rng.sample(("fur", "hat_color"), 2 if full else rng.randrange(3))
         texts.append(critters.portrait(critter, said, noun, rng.choice(critters.WEARS)))
     relation = scene.relation
-    said_relation, backward = rng.random() < (0.9 if full else 0.7), rng.random() < 0.5
+    said_relation, turned = rng.random() < (0.9 if full else 0.7), rng.random() < TURNED
     if said_relation:
-        joint = f" {rng.choice((_BACKWARD if backward else _FORWARD)[relation])} "
+        joint = f" {rng.choice((_BACKWARD if turned else _FORWARD)[relation])} "
     else:
         joint = rng.choice(_UNSAID[relation])
-    text = joint.join(reversed(texts) if backward else texts)
+    text = joint.join(reversed(texts) if turned else texts)
     if rng.random() < (0.75 if full else 0.5):
         background = scene.first.background
         text += rng.choice((f" on a {background} background", f", {background} background"))
@@ -274,6 +309,23 @@ class Duo(Drawn):
     def caption(self, index: int, epoch: int = 0) -> str:
         """A true caption of picture ``index``, worded anew in each epoch."""
         return caption(self.scene(index), self.chance(index, f"caption {epoch}"))
+
+    def wrong_caption(self, index: int, epoch: int = 0) -> str:
+        """What ``caption(index, epoch)`` says of the scene with one thing, by chance, exchanged between its
+        critters (:func:`exchange`). "" where nothing wrong comes of it, because the caption leaves out what
+        was exchanged or who has it, or where a pair of :data:`~minidiff.data.critters.HELD_OUT` would."""
+        scene = self.scene(index)
+        what = self.chance(index, f"mix-up {epoch}").choice(EXCHANGES)
+        mixed = exchange(scene, what)
+        if mixed is None or any((c.animal, c.hat) in HELD_OUT for c in mixed.critters):
+            return ""
+        right = self.caption(index, epoch)
+        wrong = caption(mixed, self.chance(index, f"caption {epoch}"))
+        said = set(right.replace(",", "").split())
+        # Known by their animals, the critters can be told apart; that they changed places shows only
+        # where the caption says how they stand.
+        sure = len(said & set(ANIMALS)) == 2 and (what != "place" or said & _STANDING)
+        return wrong if sure and wrong != right else ""
 
     def image(self, index: int) -> Image.Image:
         """Picture ``index`` as a PIL image."""

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from minidiff.data import duo
 from minidiff.data.batches import Batches
 from minidiff.data.critters import ATTRIBUTES, Critter, Critters, labels
+from minidiff.files import SHIPPED, fill_folder
 
-SHIPPED = Path(__file__).parents[1] / "checkpoints" / "critters-reader"
-SHIPPED_DUO = SHIPPED.with_name("critters-duo-reader")
+SHIPPED_READER = SHIPPED / "critters-reader"
+SHIPPED_DUO_READER = SHIPPED / "critters-duo-reader"
 IGNORED = -100
 """The label of an attribute that a picture does not have: what cross-entropy leaves out."""
 
@@ -105,22 +106,18 @@ class AttributeReader(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and reader.safetensors, each replaced whole."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {
             "format": "minidiff-reader-1",
             "width": self.width,
             "features": self.num_features,
             "attributes": self.attributes,
         }
-        unfinished = folder / ".unfinished"
-        unfinished.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(unfinished, folder / "config.json")
-        unfinished.write_bytes(save(self.state_dict()))
-        os.replace(unfinished, folder / "reader.safetensors")
+        with fill_folder(folder) as scratch:
+            (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            (scratch / "reader.safetensors").write_bytes(save(self.state_dict()))
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str] = SHIPPED) -> "AttributeReader":
+    def from_pretrained(cls, folder: str | os.PathLike[str] = SHIPPED_READER) -> "AttributeReader":
         """The reader in ``folder``; without one, the reader shipped with minidiff.
 
         Raises:

@@ -2,13 +2,10 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol, get_args
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -16,6 +13,7 @@ from minidiff.denoiser.dit import DiT
 from minidiff.denoiser.layers import Condition
 from minidiff.denoiser.mlp import MLP
 from minidiff.denoiser.unet import UNet
+from minidiff.files import fill_folder, locate
 from minidiff.forward import (
     SIGMA_DATA,
     NoiseLevel,
@@ -27,7 +25,6 @@ from minidiff.forward import (
 from minidiff.schedule import Schedule, schedule_from_config
 
 NETWORKS: dict[str, Any] = {"UNet": UNet, "DiT": DiT, "MLP": MLP}
-SHIPPED = Path(__file__).parents[1] / "checkpoints"
 
 
 class Denoiser(Protocol):
@@ -166,24 +163,16 @@ class Diffusion(nn.Module):
             "shape": self.shape,
             "text": None if self.text is None else self.text.config(),  # type: ignore[operator]
         }
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-            (Path(scratch) / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            # Copies: T5 has its embedding table under two names, and safetensors refuses shared memory.
-            state = {
-                key: value.to(dtype, copy=True).contiguous()
-                for key, value in self.state_dict().items()
-            }
+        # Copies: T5 has its embedding table under two names, and safetensors refuses shared memory.
+        state = {
+            key: value.to(dtype, copy=True).contiguous() for key, value in self.state_dict().items()
+        }
+        with fill_folder(folder) as scratch:
+            (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             # Not save_file: its files can be read by their owner alone.
-            (Path(scratch) / "model.safetensors").write_bytes(save(state, {"format": "pt"}))
+            (scratch / "model.safetensors").write_bytes(save(state, {"format": "pt"}))
             if self.text is not None:
                 self.text.save_tokenizer(scratch)  # type: ignore[operator]
-            # config.json last: a folder without it holds no model, so none is ever half there.
-            for file in sorted(
-                Path(scratch).iterdir(), key=lambda file: file.name == "config.json"
-            ):
-                os.replace(file, folder / file.name)
 
     @classmethod
     def from_pretrained(
@@ -222,29 +211,3 @@ class Diffusion(nn.Module):
 
 def _float32(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
-
-
-def locate(name: str | os.PathLike[str]) -> Path:
-    """The folder of a model: a folder of that name, else one shipped here, else one from the hub.
-
-    Raises:
-        FileNotFoundError: there is none; the message says where it was looked for.
-    """
-    folder, shipped = Path(name), SHIPPED / str(name)
-    for candidate in (folder, shipped):
-        if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
-            return candidate
-    if folder.exists():
-        raise FileNotFoundError(
-            f"{folder} holds no model: config.json and model.safetensors are missing"
-        )
-    shipped_names = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.json")))
-    missing = f"no model {str(name)!r}: not a folder, not shipped ({shipped_names})"
-    if str(name).count("/") != 1:
-        raise FileNotFoundError(missing)
-    try:
-        files = ["*.json", "*.safetensors", "*.txt"]
-        return Path(snapshot_download(str(name), allow_patterns=files))
-    except Exception as error:  # the hub client raises many kinds; the user needs one line
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(f"{missing}, and not to be had from the hub ({reason})") from error
