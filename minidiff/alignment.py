@@ -31,9 +31,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from minidiff.files import fill_folder
+from minidiff.files import fill_folder, first_line
 from minidiff.forward import NoiseLevel
-from minidiff.text import TextEncoder, first_line, locate_pretrained, quiet_loading
+from minidiff.text import TextEncoder, locate_pretrained, quiet_loading
 from minidiff.tokenizer import word_tokenizer
 from minidiff.training import has_bf16
 
@@ -152,8 +152,9 @@ class CLIP(nn.Module):
         captions belongs to this picture, and which of the B pictures to this caption? Where a caption
         occurs more than once in the batch, each of its pictures is as right as the others.
 
-        Captions beyond the first B belong to none of the pictures. Almost right ones ("hard negatives") teach
-        what a batch of others does not ask for, such as whose hat is red (Yuksekgonul et al. 2023).
+        Captions beyond the first B belong to none of the pictures, unless they repeat one of the first.
+        Almost right ones ("hard negatives") teach what a batch of others does not ask for, such as whose
+        hat is red (Yuksekgonul et al. 2023).
 
         Args:
             x: pictures (B, 3, H, W) in [-1, 1].
@@ -211,8 +212,9 @@ class CLIP(nn.Module):
         """A trained CLIP, in eval mode, without gradients to its weights, in float32.
 
         Args:
-            name: shipped with minidiff ("critters-clip"), a folder that :meth:`save_pretrained` or
-                ``transformers`` wrote, or a Hugging Face hub id such as "openai/clip-vit-base-patch32".
+            name: shipped with minidiff ("critters-clip", "critters-duo-clip"), a folder that
+                :meth:`save_pretrained` or ``transformers`` wrote, or a Hugging Face hub id such as
+                "openai/clip-vit-base-patch32".
             device: where to put it; None for the CPU.
 
         Raises:

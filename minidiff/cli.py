@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, cast, get_args
 
 import torch
 import typer
@@ -117,7 +117,7 @@ def train(
     if what in JUDGES:
         if resume or text_encoder or conditioning != "both":
             raise ValueError(
-                f"{what} knows no --resume, --text-encoder and --conditioning: it is trained whole"
+                f"{what} takes none of --resume, --text-encoder and --conditioning: it is trained whole"
             )
         if (output / "config.json").exists():
             raise FileExistsError(f"{output} holds a model: choose another folder")
@@ -126,8 +126,12 @@ def train(
         else:
             train_reader(what, output, steps, seed)
         return
+    if conditioning not in get_args(Conditioning):
+        raise ValueError(
+            f"--conditioning {conditioning}: choose one of {', '.join(get_args(Conditioning))}"
+        )
     text = TextEncoder.from_pretrained(text_encoder) if text_encoder else None
-    enters = cast(Conditioning, conditioning)  # the network names what it does not know
+    enters = cast(Conditioning, conditioning)
     if what == "critters":
         recipe = recipes.critters_recipe(images, size, text, enters)
     elif what == "critters-duo":
@@ -138,8 +142,8 @@ def train(
         recipe = recipes.folder_recipe(what, size, text, enters)
     else:
         raise ValueError(
-            f"nothing to train: {what!r} is no recipe (critters, critters-duo, fashion-mnist) "
-            "and no folder"
+            f"nothing to train: {what!r} is no recipe (critters, critters-duo, fashion-mnist, "
+            f"{', '.join(JUDGES)}) and no folder"
         )
     if steps is not None:
         recipe.steps = steps

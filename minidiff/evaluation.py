@@ -258,10 +258,24 @@ def clip_accuracy(clip: CLIP, n: int = 2048, seed: int = 2**31 - 1) -> dict[str,
 def duo_clip_accuracy(clip: CLIP, n: int = 2048, seed: int = 2**31 - 1) -> dict[str, Interval]:
     """How often a CLIP of two critters finds the true one of two captions that state everything.
 
-    The other differs by one exchange between the critters: of places, furs, hats or hat colours. Someone
-    who sees only which words there are scores a half (Yuksekgonul et al. 2023). "full scene" is its share
-    of renders for which the true caption is nearer than all exchanges that can be made.
+    The other differs by one exchange between the critters: of places, furs, hats or hat colours
+    (:func:`duo.exchange <minidiff.data.duo.exchange>`). Both hold the same words, so a bag of words
+    cannot tell them apart (Yuksekgonul et al. 2023); a tie counts as wrong, a coin scores a half.
+
+    Args:
+        clip: one that knows the words of two critters.
+        n: renders, at least 32, or there may be none whose furs can be exchanged.
+        seed: of the renders.
+
+    Returns:
+        The share of renders whose true caption is nearer, by what is exchanged; "full scene" asks that
+        it is nearer than all exchanges that can be made.
+
+    Raises:
+        ValueError: ``n`` is below 32.
     """
+    if n < 32:
+        raise ValueError(f"n = {n}: use at least 32 renders")
     rendering = duo.Duo(n, split="all", seed=seed).render()
     x = rendering.images.float() / 127.5 - 1
     kinds: dict[str, list[bool]] = {"full scene": []}
@@ -270,7 +284,7 @@ def duo_clip_accuracy(clip: CLIP, n: int = 2048, seed: int = 2**31 - 1) -> dict[
         found = clip.embed_images(x[start : start + 256])
 
         def cosine(captions: list[str], found: Tensor = found) -> Tensor:
-            return (found * clip.embed_captions(captions)).sum(1)
+            return (found * clip.embed_captions(captions)).sum(1).cpu()
 
         right = cosine([duo.prompt(scene) for scene in scenes])
         whole = torch.ones(len(scenes), dtype=torch.bool)

@@ -23,19 +23,25 @@ def locate(name: str | os.PathLike[str]) -> Path:
         if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
             return candidate
     if folder.exists():
-        raise FileNotFoundError(
-            f"{folder} holds no model: config.json and model.safetensors are missing"
-        )
-    shipped_names = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.json")))
-    missing = f"no model {str(name)!r}: not a folder, not shipped ({shipped_names})"
+        missing = [n for n in ("config.json", "model.safetensors") if not (folder / n).is_file()]
+        raise FileNotFoundError(f"{folder} holds no model: {' and '.join(missing)} missing")
+    names = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/model.safetensors")))
+    missing_model = f"no model {str(name)!r}: not a folder, not shipped ({names})"
     if str(name).count("/") != 1:
-        raise FileNotFoundError(missing)
+        raise FileNotFoundError(missing_model)
     try:
         files = ["*.json", "*.safetensors", "*.txt"]
         return Path(snapshot_download(str(name), allow_patterns=files))
     except Exception as error:  # the hub client raises many kinds; the user needs one line
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(f"{missing}, and not to be had from the hub ({reason})") from error
+        reason = first_line(error)
+        raise FileNotFoundError(
+            f"{missing_model}, and not to be had from the hub ({reason})"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the kind of error if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager
@@ -46,17 +52,15 @@ def write_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: the file's name; missing folders are made.
 
     Yields:
-        The place to write to: beside ``path``, with the same ending. It is renamed when the block ends, and
-        deleted when the block raises.
+        The place to write to: in the same folder, with the same ending. It takes the place of ``path``
+        when the block ends, and is deleted when the block raises.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as scratch:
+        unfinished = Path(scratch) / path.name
         yield unfinished
         os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -76,9 +80,9 @@ def fill_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
         yield Path(scratch)
-        mask = os.umask(0)
-        os.umask(mask)
-        for file in sorted(Path(scratch).iterdir(), key=lambda file: file.name == "config.json"):
-            # The rights of any new file: some libraries write some that their owner alone can read.
-            os.chmod(file, 0o666 & ~mask)
+        files = sorted(Path(scratch).iterdir(), key=lambda file: file.name == "config.json")
+        # The rights of any new file: some libraries write some that their owner alone can read.
+        (plain := Path(scratch) / ".plain").touch()
+        for file in files:
+            os.chmod(file, plain.stat().st_mode)
             os.replace(file, folder / file.name)

@@ -4,6 +4,7 @@ A :class:`Recipe` is a model, the data it learns from and the settings of :func:
 :func:`fit` runs one: it writes the model, sample grids and a state to resume from along the way.
 """
 
+import json
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +78,9 @@ def text_to_image(
         patch: side of the pixel squares the U-Net works on.
         conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
         places: whether the U-Net is told where in the picture it is.
+
+    Raises:
+        ValueError: the text holds no word, or ``conditioning`` is unknown.
     """
     text = text if isinstance(text, TextEncoder) else TextEncoder.from_captions(text)
     net = UNet(
@@ -94,8 +99,17 @@ def critters_recipe(
     text: TextEncoder | None = None,
     conditioning: Conditioning = "both",
 ) -> Recipe:
-    """Animals in hats, drawn on the spot; see :mod:`minidiff.data.critters`. Captions are read by ``text``;
-    None for the text tower of the shipped CLIP, which stays as it is."""
+    """Animals in hats, drawn on the spot; see :mod:`minidiff.data.critters`.
+
+    Args:
+        images: number of drawings.
+        size: height and width in pixels, a multiple of 16.
+        text: what reads the captions; None for the text tower of the shipped ``critters-clip``, frozen.
+        conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
+
+    Raises:
+        ValueError: ``size`` is not a multiple of 16, or ``conditioning`` is unknown.
+    """
     patch, data = _patch(size), Critters(images, size)
     text = text or CLIP.from_pretrained("critters-clip").text_encoder()
     model = text_to_image(text, (3, size, size), patch, conditioning)
@@ -118,8 +132,18 @@ def critters_duo_recipe(
     text: TextEncoder | None = None,
     conditioning: Conditioning = "both",
 ) -> Recipe:
-    """Two animals in hats, side by side or one above the other; see :mod:`minidiff.data.duo`. Captions are
-    read by ``text``; None for the text tower of the shipped ``critters-duo-clip``, which stays as it is."""
+    """Two animals in hats, side by side or one above the other; see :mod:`minidiff.data.duo`. The U-Net is
+    told its places, or "left of" would mean little to it.
+
+    Args:
+        images: number of drawings.
+        size: height and width in pixels, a multiple of 16.
+        text: what reads the captions; None for the text tower of ``critters-duo-clip``, frozen.
+        conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
+
+    Raises:
+        ValueError: ``size`` is not a multiple of 16, or ``conditioning`` is unknown.
+    """
     patch, data = _patch(size), Duo(images, size)
     text = text or CLIP.from_pretrained("critters-duo-clip").text_encoder()
     model = text_to_image(text, (3, size, size), patch, conditioning, places=True)
@@ -133,7 +157,7 @@ def critters_duo_recipe(
         "a rabbit and a bear",
         "two critters",
     ]
-    return Recipe(model, data.images(), data.caption, prompts, steps=2000)
+    return Recipe(model, data.images(), data.caption, prompts, steps=3000)
 
 
 def fashion_mnist_recipe(
@@ -141,8 +165,17 @@ def fashion_mnist_recipe(
     text: TextEncoder | None = None,
     conditioning: Conditioning = "both",
 ) -> Recipe:
-    """60,000 real pictures of clothes, 32x32, gray; see :mod:`minidiff.data.fashion`. Captions are read by
-    ``text``; None for an encoder that learns with the network."""
+    """60,000 real pictures of clothes, 32x32, gray; see :mod:`minidiff.data.fashion`.
+
+    Args:
+        data_root: where the data are, as :func:`minidiff.data.fashion_mnist` has it.
+        text: what reads the captions; None for an encoder that learns with the network.
+        conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
+
+    Raises:
+        ValueError: ``conditioning`` is unknown.
+        FileNotFoundError: no data there, and none to be had.
+    """
     images, captions = fashion_mnist(data_root)
     model = text_to_image(text or CAPTIONS, (1, 32, 32), 2, conditioning)
     return Recipe(model, images, captions, list(CAPTIONS), steps=1800)
@@ -154,11 +187,17 @@ def folder_recipe(
     text: TextEncoder | None = None,
     conditioning: Conditioning = "both",
 ) -> Recipe:
-    """Your own captioned images; see :mod:`minidiff.data.folder`. Captions are read by ``text``; None for an
-    encoder that learns their words with the network.
+    """Your own captioned images; see :mod:`minidiff.data.folder`.
+
+    Args:
+        folder: pictures and metadata.
+        size: height and width in pixels, a multiple of 16.
+        text: what reads the captions; None for an encoder that learns their words with the network.
+        conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
 
     Raises:
-        ValueError: ``size`` is not a multiple of 16, or the folder has no usable picture.
+        ValueError: ``size`` is not a multiple of 16, ``conditioning`` is unknown, or the folder has no
+            usable picture.
         FileNotFoundError: no folder, or no metadata in it.
     """
     _patch(size)
@@ -178,6 +217,14 @@ def critters_clip(
     """An untrained CLIP for critters, and the batches that :func:`minidiff.alignment.train_clip` takes.
 
     It sees what the denoiser of :func:`critters_recipe` sees, the training split, and no other pairs.
+
+    Args:
+        images: number of drawings.
+        size: height and width in pixels, a multiple of 16.
+        seed: of the order of the batches.
+
+    Raises:
+        ValueError: ``size`` is not a multiple of 16, or there are fewer than 128 images.
     """
     clip = CLIP.from_captions([*critters.vocabulary(), ","], size=size, patch=2 * _patch(size))
     data = Critters(images, size)
@@ -187,8 +234,21 @@ def critters_clip(
 def critters_duo_clip(
     images: int = 40_000, size: int = 64, seed: int = 0
 ) -> tuple[CLIP, Iterable[tuple[Tensor, list[str]]]]:
-    """The same for two critters. Every batch comes with wrong captions of its own pictures, in which the
-    critters' places, hats or colours are exchanged: without them nothing asks a CLIP to tell whose is whose.
+    """An untrained CLIP for two critters, and its batches.
+
+    Every batch comes with wrong captions of its own pictures, in which the critters' places, hats or
+    colours are exchanged: without them nothing asks a CLIP to tell whose is whose.
+
+    Args:
+        images: number of drawings.
+        size: height and width in pixels, a multiple of 16.
+        seed: of the order of the batches.
+
+    Returns:
+        The CLIP, and pairs of pictures (128, 3, size, size) with 128 right captions and some wrong ones.
+
+    Raises:
+        ValueError: ``size`` is not a multiple of 16, or there are fewer than 128 images.
     """
     clip = CLIP.from_captions(
         [*duo.vocabulary(), ","], size=size, patch=2 * _patch(size), text_layers=4, max_length=48
@@ -237,6 +297,7 @@ def fit(
     Raises:
         FileNotFoundError: ``resume`` and there is nothing to resume.
         FileExistsError: not ``resume``, and ``output`` holds a run already.
+        ValueError: ``resume``, and the run in ``output`` is of another network.
         KeyboardInterrupt: after the interrupted run has been saved.
     """
     output = Path(output)
@@ -246,6 +307,8 @@ def fit(
         )
     # Every process takes its share of the batches, so a step uses up one batch per process.
     start = saved_steps(output) * processes().num_processes if resume else 0
+    if resume:
+        _check_network(recipe.model, output)
     batches = Batches(recipe.images, recipe.caption, recipe.batch_size, seed=seed, start=start)
     steps = train(
         recipe.model, batches, recipe.steps,
@@ -268,6 +331,21 @@ def fit(
                 drawn = TextToImage(step.ema)(recipe.prompts, num_images=8)
                 save_grid(drawn.tensors, output / "samples" / f"step_{count:06d}.png", ncols=8)
             yield step
+
+
+def _check_network(model: Diffusion, folder: Path) -> None:
+    """Raise ValueError unless the run in ``folder`` is of the same network."""
+    saved = json.loads((folder / "config.json").read_text())["net"]
+    net: Any = model.net
+    name = type(net).__name__
+    if saved.pop("name") != name:
+        raise ValueError(f"{folder} holds a run of another kind of network, not of a {name}")
+    then = type(net)(**saved).config  # what an older file does not say has its default
+    for key, value in net.config.items():
+        if then[key] != value:
+            raise ValueError(
+                f"{folder} holds a run with {key} = {then[key]!r}, not {value!r}: resume it with that"
+            )
 
 
 @contextmanager

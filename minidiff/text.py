@@ -36,7 +36,7 @@ from transformers import (
 from transformers.utils import logging
 
 from minidiff.denoiser import Condition
-from minidiff.files import SHIPPED
+from minidiff.files import SHIPPED, first_line
 from minidiff.tokenizer import word_tokenizer
 
 CACHE_BYTES = 256 * 2**20
@@ -130,8 +130,8 @@ class TextEncoder(nn.Module):
         (Reimers & Gurevych 2019).
 
         Args:
-            name: an encoder shipped with minidiff ("critters-clip"), a folder that ``transformers``
-                wrote, or a Hugging Face hub id such as "openai/clip-vit-base-patch32".
+            name: an encoder shipped with minidiff ("critters-clip", "critters-duo-clip"), a folder
+                that ``transformers`` wrote, or a Hugging Face hub id such as "openai/clip-vit-base-patch32".
             max_length: tokens kept of a caption; None for as many as model and tokenizer take, 512 at
                 most.
             frozen: leave it as it is; False lets it learn with the denoiser.
@@ -388,8 +388,3 @@ def _positions(config: PretrainedConfig) -> int:
 def _short(text: str) -> str:
     """In quotes, and at most 60 characters of it."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first; transformers goes on for paragraphs."""
-    return str(error).strip().splitlines()[0]

@@ -57,7 +57,7 @@ def fit(
     fixed_captions: bool = False,
     alignment: Judge | None = None,
 ) -> tuple[md.Diffusion, float]:
-    """Train as the recipe does and return the averaged model and the seconds it took."""
+    """Train with the recipe's weighting and return the averaged model and the seconds it took."""
     assert model.shape is not None
     data = Critters(images, model.shape[-1], seed=seed)
     captions = data.captions() if fixed_captions else data.caption
@@ -90,6 +90,13 @@ def options(description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawTextHelpFormatter
     )
+
+
+def so_far(name: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of ``NAME.json`` if measured with these settings: a study that was stopped goes on."""
+    file = RESULTS / f"{name}.json"
+    earlier = json.loads(file.read_text()) if file.exists() else {}
+    return list(earlier["rows"]) if earlier.get("settings") == settings else []
 
 
 def write(name: str, **content: Any) -> None:

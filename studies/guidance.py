@@ -9,8 +9,8 @@ state animal and hat and leave fur, hat colour and background free. Four numbers
 * distance: Fréchet distance to as many renders of the same animals and hats, in the reader's features;
 * saturated: share of the values beyond 0.98, the mark of too much contrast.
 
-    python studies/guidance.py [--steps 20]       # the shipped model
-    python studies/guidance.py --train 600        # small models that are still learning, one per seed
+    python studies/guidance.py                # the shipped model
+    python studies/guidance.py --train 600    # small models that are still learning, one per seed
 """
 
 import random
@@ -97,11 +97,13 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--model", default="critters")
     parser.add_argument("--train", type=int, help="steps of a small model per seed, not --model")
-    parser.add_argument("--prompts", type=int, default=256, help="pictures per setting and seed")
+    parser.add_argument("--pictures", type=int, default=256, help="per setting and seed")
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
     reader = AttributeReader.from_pretrained()
-    if arguments.train:
+    if arguments.pictures < PROMPTS or arguments.pictures % PROMPTS:
+        parser.error(f"--pictures {arguments.pictures}: give a multiple of {PROMPTS}")
+    if arguments.train is not None:
         clip, models = md.CLIP.from_pretrained("critters-clip"), []
         for seed in SEEDS:
             torch.manual_seed(seed)
@@ -112,7 +114,7 @@ def main() -> None:
     rows = []
     for name, extra in settings.items():
         runs = [
-            measure(md.TextToImage(model), reader, seed, arguments.prompts, arguments.steps, extra)
+            measure(md.TextToImage(model), reader, seed, arguments.pictures, arguments.steps, extra)
             for seed, model in zip(SEEDS, models, strict=True)
         ]
         row = each_over_runs(runs)
@@ -121,12 +123,13 @@ def main() -> None:
     floor = []
     for seed, model in zip(SEEDS, models, strict=True):
         # What two sets of renders are apart, the least that can be asked for.
-        _, wanted = asked_for(seed, arguments.prompts)
+        _, wanted = asked_for(seed, arguments.pictures)
         two = (renders(wanted, model.shape[-1], seed + other) for other in (100, 200))
         floor.append(frechet_distance(*two, reader).value)
     write(
-        "guidance_small" if arguments.train else "guidance",
-        settings=vars(arguments) | {"model": Path(arguments.model).name},
+        "guidance" if arguments.train is None else "guidance_small",
+        settings=vars(arguments)
+        | {"model": Path(arguments.model).name if arguments.train is None else None},
         seeds=SEEDS,
         rows=rows,
         renders_distance=over_runs(floor),

@@ -5,15 +5,14 @@ the captions with the same frozen encoder, the text tower of critters-clip. Then
 by all five attributes: seen and held-out pairs of animal and hat. Captions that state five things are where
 one vector gets crowded.
 
-    python studies/mechanisms.py [--steps 600]
+    python studies/mechanisms.py [--steps 400]
 """
 
 import random
 import statistics
-from typing import Any
 
 import torch
-from common import each_over_runs, fit, options, over_runs, small_model, write
+from common import each_over_runs, fit, options, small_model, so_far, write
 
 import minidiff as md
 from minidiff.data import AttributeReader, critters
@@ -37,32 +36,26 @@ def score(model: md.Diffusion, reader: AttributeReader, seed: int, n: int) -> di
 def main() -> None:
     """Run the study and write its file."""
     parser = options(__doc__)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--prompts", type=int, default=256, help="pictures per split and run")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--prompts", type=int, default=128, help="pictures per split and run")
     arguments = parser.parse_args()
     reader, clip = AttributeReader.from_pretrained(), md.CLIP.from_pretrained("critters-clip")
-    rows: list[dict[str, Any]] = []
+    rows = so_far("mechanisms", vars(arguments))
     for network in ("UNet", "DiT"):
         for conditioning in ("pooled", "tokens", "both"):
-            runs, times = [], []
+            if any((r["network"], r["conditioning"]) == (network, conditioning) for r in rows):
+                continue
+            runs = []
             for seed in SEEDS:
                 torch.manual_seed(seed)
                 model = small_model(clip.text_encoder(), network, conditioning)
-                model, seconds = fit(model, arguments.steps, seed)
+                model, _ = fit(model, arguments.steps, seed)
                 runs.append(score(model, reader, seed, arguments.prompts))
-                times.append(seconds)
-                print(f"{network} {conditioning} {seed}: {seconds:.0f} s {runs[-1]}", flush=True)
+                print(network, conditioning, seed, runs[-1], flush=True)
             row = each_over_runs(runs)
             size = sum(p.numel() for p in model.net.parameters())
-            rows.append(
-                {
-                    "network": network,
-                    "conditioning": conditioning,
-                    "parameters": size,
-                    "seconds": over_runs(times),
-                    **row,
-                }
-            )
+            described = {"network": network, "conditioning": conditioning, "parameters": size}
+            rows.append(described | row)
             write("mechanisms", settings=vars(arguments), seeds=SEEDS, rows=rows)
 
 

@@ -5,7 +5,7 @@ trained before on a billion pairs of sentences (all-MiniLM-L6-v2) and stays as i
 words from the captions. Then each is asked for critters with one word replaced by a synonym that no
 caption holds. The attribute reader says whether the picture shows what the synonym stands for.
 
-    python studies/words.py PATH/TO/all-MiniLM-L6-v2 [--steps 1200]
+    python studies/words.py PATH/TO/all-MiniLM-L6-v2 [--steps 800]
 
 The list below was fixed before the first measurement. See studies/README.md for how to get the encoder
 without a hub.
@@ -16,6 +16,7 @@ import statistics
 import warnings
 
 import torch
+import torch.nn.functional as F
 from common import fit, options, over_runs, small_model, write
 
 import minidiff as md
@@ -82,6 +83,23 @@ def with_article(text: str) -> str:
     return " ".join(words)
 
 
+def nearest(encoder: md.TextEncoder) -> dict[str, str]:
+    """Of each synonym, the trained word of its kind that lies nearest in the encoder's space, by itself.
+
+    No denoiser has a part in this: it is what the encoder knows of single words.
+    """
+    found = {}
+    with torch.no_grad():
+        for attribute, words in SYNONYMS.items():
+            values = critters.ATTRIBUTES[attribute]
+            said, known = (
+                F.normalize(encoder(list(part)).pooled, dim=1) for part in (words, values)
+            )
+            closest = (said @ known.T).argmax(1).tolist()
+            found |= {word: values[i] for word, i in zip(words, closest, strict=True)}
+    return found
+
+
 def score(
     pipe: md.TextToImage, reader: AttributeReader, seed: int, n: int, guidance: float
 ) -> tuple[dict[str, int], dict[str, int]]:
@@ -110,13 +128,15 @@ def main() -> None:
     """Run the study and write its file."""
     parser = options(__doc__)
     parser.add_argument("encoder")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--name", default="all-MiniLM-L6-v2", help="of the encoder, for the record")
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--prompts", type=int, default=8, help="pictures per word and run")
     parser.add_argument("--conditioning", default="pooled", help="both, pooled or tokens")
     parser.add_argument("--guidance", type=float, default=3.0)
     arguments = parser.parse_args()
     reader, rows = AttributeReader.from_pretrained(), {}
+    by_itself = nearest(md.TextEncoder.from_pretrained(arguments.encoder))
     for name in ("pre-trained", "from scratch"):
         runs = []
         for seed in SEEDS:
@@ -144,8 +164,10 @@ def main() -> None:
             for i, what in enumerate(("synonyms", "trained words"))
         }
         rows[name]["by word"] = {word: sum(run[0][word] for run in runs) for word in runs[0][0]}
-        settings = vars(arguments) | {"encoder": "all-MiniLM-L6-v2"}
-        write("words", settings=settings, seeds=SEEDS, synonyms=SYNONYMS, rows=rows)
+        settings = vars(arguments) | {"encoder": arguments.name}
+        write(
+            "words", settings=settings, seeds=SEEDS, synonyms=SYNONYMS, nearest=by_itself, rows=rows
+        )
 
 
 if __name__ == "__main__":

@@ -197,6 +197,23 @@ def test_resume_without_a_state_says_so(folder, tmp_path):
         next(recipes.fit(tiny_recipe(folder), tmp_path / "new", resume=True))
 
 
+def test_another_network_does_not_resume_a_run(folder, tmp_path):
+    for _ in recipes.fit(tiny_recipe(folder), tmp_path):
+        pass
+    other = tiny_recipe(folder)
+    other.steps, net = 8, other.model.net
+    other.model.net = type(net)(
+        **net.config | {"places": True}
+    )  # the same weights, another network
+    with pytest.raises(
+        ValueError, match="a run with places = False, not True: resume it with that"
+    ):
+        next(recipes.fit(other, tmp_path, resume=True))
+    other.model.net = md.DiT(3, 64, 1, condition_dim=other.model.text.dim)
+    with pytest.raises(ValueError, match="another kind of network, not of a DiT"):
+        next(recipes.fit(other, tmp_path, resume=True))
+
+
 def test_critters_recipe_never_shows_a_held_out_pair():
     """Captions and pictures of the training stream itself, as the recipe feeds it."""
     recipe = recipes.critters_recipe(images=512, size=32)

@@ -152,9 +152,9 @@ def labels(scene: Scene) -> dict[str, int]:
 
 _FORWARD = {"left of": ("left of", "to the left of"), "above": ("above", "over")}
 _BACKWARD = {"left of": ("right of", "to the right of"), "above": ("below", "under")}
+_STANDING = [phrase for said in (_FORWARD, _BACKWARD) for two in said.values() for phrase in two]
 TURNED = 0.2
 """Share of the captions that begin with the second critter, as "a rabbit right of a cat" does."""
-_STANDING = {"left", "right", "above", "over", "below", "under"}
 _UNSAID = {"left of": (" and ", ", ", " next to ", " beside "), "above": (" and ", ", ")}
 
 
@@ -312,8 +312,13 @@ class Duo(Drawn):
 
     def wrong_caption(self, index: int, epoch: int = 0) -> str:
         """What ``caption(index, epoch)`` says of the scene with one thing, by chance, exchanged between its
-        critters (:func:`exchange`). "" where nothing wrong comes of it, because the caption leaves out what
-        was exchanged or who has it, or where a pair of :data:`~minidiff.data.critters.HELD_OUT` would."""
+        critters (:func:`exchange`).
+
+        Returns:
+            "" where nothing wrong comes of it, because the caption leaves out what was exchanged or who
+            has it, or where it would name a pair of :data:`~minidiff.data.critters.HELD_OUT`. In scenes
+            of the split "held_out" that is nearly always so.
+        """
         scene = self.scene(index)
         what = self.chance(index, f"mix-up {epoch}").choice(EXCHANGES)
         mixed = exchange(scene, what)
@@ -322,9 +327,10 @@ class Duo(Drawn):
         right = self.caption(index, epoch)
         wrong = caption(mixed, self.chance(index, f"caption {epoch}"))
         said = set(right.replace(",", "").split())
+        stands = any(f" {phrase} " in right for phrase in _STANDING)
         # Known by their animals, the critters can be told apart; that they changed places shows only
         # where the caption says how they stand.
-        sure = len(said & set(ANIMALS)) == 2 and (what != "place" or said & _STANDING)
+        sure = len(said & set(ANIMALS)) == 2 and (what != "place" or stands)
         return wrong if sure and wrong != right else ""
 
     def image(self, index: int) -> Image.Image:

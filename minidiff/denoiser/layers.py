@@ -188,7 +188,7 @@ def image_positions(height: int, width: int, dim: int) -> Tensor:
     """Sine and cosine codes of the places of a grid, (height * width, dim) (Vaswani et al. 2017).
 
     Half of the numbers tell the row, half the column. They are computed for the grid at hand, so one
-    transformer takes images of any size.
+    network takes images of any size.
     """
     frequencies = torch.exp(torch.linspace(0, -math.log(100), dim // 4))
     rows = torch.arange(height)[:, None] * frequencies  # (height, dim/4)
