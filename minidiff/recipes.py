@@ -157,7 +157,7 @@ def critters_duo_recipe(
         "a rabbit and a bear",
         "two critters",
     ]
-    return Recipe(model, data.images(), data.caption, prompts, steps=3000)
+    return Recipe(model, data.images(), data.caption, prompts, steps=8000, batch_size=64)
 
 
 def fashion_mnist_recipe(

@@ -110,16 +110,16 @@ MUTANTS = [
         ("frozen encoder in training mode", "text", "super().train(mode and not self.frozen)", "super().train(mode)", ("test_text",)),
         ("cache kept when weights change", "text", "self._forget()  # another device", "pass  # another device", ("test_text",)),
         # --- alignment
-        ("captions never asked for their picture", "alignment", "F.cross_entropy(logits.T, right)", "F.cross_entropy(logits, right)", ("test_alignment",)),
+        ("captions never asked for their picture", "alignment", "F.cross_entropy(logits.T[: len(x)], ", "F.cross_entropy(logits[:, : len(x)], ", ("test_alignment",)),
         ("temperature forgotten", "alignment", "scale = self.model.logit_scale.exp().clamp(max=100)", "scale = self.model.logit_scale", ("test_alignment",)),
-        ("equal captions count as wrong", "alignment", "right = (numbers[:, None] == numbers).float()", "right = torch.eye(len(numbers), device=logits.device)", ("test_alignment",)),
+        ("equal captions count as wrong", "alignment", "right = (numbers[: len(x), None] == numbers).float()", "right = torch.eye(len(x), len(numbers), device=logits.device)", ("test_alignment",)),
         ("alignment pushes away", "alignment", "away = 1 - self._on(x0)", "away = 1 + self._on(x0)", ("test_alignment",)),
         ("alignment at every level alike", "alignment", "importance = (level.alpha**2).to(away) * told", "importance = told.to(away)", ("test_alignment",)),
         ("alignment with captions that were withheld", "alignment", "told = told & ~drop", "pass", ("test_alignment",)),
         # --- two critters
         ("held-out pairs leak into scenes", "data/duo", 'other = critters.sample(rng, "train" if split == "train" else "all")', 'other = critters.sample(rng, "all")', ("test_duo",)),
         ("right and left confused", "data/duo", '"left of": ("right of", "to the right of")', '"left of": ("left of", "to the right of")', ("test_duo",)),
-        ("turned order, same words", "data/duo", "joint.join(reversed(texts) if backward else texts)", "joint.join(texts)", ("test_duo",)),
+        ("turned order, same words", "data/duo", "joint.join(reversed(texts) if turned else texts)", "joint.join(texts)", ("test_duo",)),
         ("side by side for one above the other", "data/duo", "along = RELATIONS.index(scene.relation)  #", "along = 1 - RELATIONS.index(scene.relation)  #", ("test_duo",)),
     )
 ]  # fmt: skip

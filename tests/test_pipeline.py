@@ -231,7 +231,7 @@ def test_a_hub_model_that_cannot_be_had_is_one_clear_line(monkeypatch):
 
 
 def test_a_folder_without_a_model_says_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"config\.json and model\.safetensors are missing"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json and model\.safetensors missing"):
         md.TextToImage.from_pretrained(tmp_path)
 
 
