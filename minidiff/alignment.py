@@ -31,9 +31,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from minidiff.files import fill_folder, first_line
+from minidiff.files import fill_folder, first_line, locate_pretrained, quiet_loading
 from minidiff.forward import NoiseLevel
-from minidiff.text import TextEncoder, locate_pretrained, quiet_loading
+from minidiff.text import TextEncoder
 from minidiff.tokenizer import word_tokenizer
 from minidiff.training import has_bf16
 

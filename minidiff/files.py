@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from transformers.utils import logging
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """The models that come with minidiff, a folder each."""
@@ -37,6 +38,38 @@ def locate(name: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(
             f"{missing_model}, and not to be had from the hub ({reason})"
         ) from error
+
+
+def locate_pretrained(name: str | os.PathLike[str]) -> str:
+    """The folder of an encoder, or the hub id if there is no such folder.
+
+    Raises:
+        FileNotFoundError: the folder is there and holds no model, or the name can be no hub id.
+    """
+    for folder in (Path(name), SHIPPED / os.fspath(name)):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    if Path(name).exists():
+        raise FileNotFoundError(f"{os.fspath(name)} holds no text encoder: config.json is missing")
+    if (
+        Path(name).is_absolute()
+        or os.fspath(name).startswith(".")
+        or os.fspath(name).count("/") > 1
+    ):
+        raise FileNotFoundError(f"no text encoder {os.fspath(name)!r}: there is no such folder")
+    return os.fspath(name)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bar of transformers for what takes a moment; the hub's downloads keep theirs."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def first_line(error: Exception) -> str:

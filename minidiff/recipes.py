@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,7 +157,7 @@ def critters_duo_recipe(
         "a rabbit and a bear",
         "two critters",
     ]
-    return Recipe(model, data.images(), data.caption, prompts, steps=8000, batch_size=64)
+    return Recipe(model, data.images(), data.caption, prompts, steps=5000, batch_size=64)
 
 
 def fashion_mnist_recipe(
@@ -211,9 +211,7 @@ def folder_recipe(
     )
 
 
-def critters_clip(
-    images: int = 40_000, size: int = 64, seed: int = 0
-) -> tuple[CLIP, Iterable[tuple[Tensor, list[str]]]]:
+def critters_clip(images: int = 40_000, size: int = 64, seed: int = 0) -> tuple[CLIP, Batches]:
     """An untrained CLIP for critters, and the batches that :func:`minidiff.alignment.train_clip` takes.
 
     It sees what the denoiser of :func:`critters_recipe` sees, the training split, and no other pairs.
@@ -231,9 +229,7 @@ def critters_clip(
     return clip, Batches(data.images(), data.caption, 128, seed=seed)
 
 
-def critters_duo_clip(
-    images: int = 40_000, size: int = 64, seed: int = 0
-) -> tuple[CLIP, Iterable[tuple[Tensor, list[str]]]]:
+def critters_duo_clip(images: int = 40_000, size: int = 64, seed: int = 0) -> tuple[CLIP, Batches]:
     """An untrained CLIP for two critters, and its batches.
 
     Every batch comes with wrong captions of its own pictures, in which the critters' places, hats or
@@ -254,15 +250,9 @@ def critters_duo_clip(
         [*duo.vocabulary(), ","], size=size, patch=2 * _patch(size), text_layers=4, max_length=48
     )
     data = Duo(images, size)
-    pictures = data.images()
-    right, wrong = (
-        Batches(pictures, said, 128, seed=seed) for said in (data.caption, data.wrong_caption)
+    return clip, Batches(
+        data.images(), data.caption, 128, seed=seed, wrong_caption=data.wrong_caption
     )
-    batches = (
-        (x, [*captions, *filter(None, mixed_up)])
-        for (x, captions), (_, mixed_up) in zip(right, wrong, strict=True)
-    )
-    return clip, batches
 
 
 def fit(

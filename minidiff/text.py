@@ -11,8 +11,7 @@ import json
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from minidiff.denoiser import Condition
-from minidiff.files import SHIPPED, first_line
+from minidiff.files import first_line, locate_pretrained, quiet_loading
 from minidiff.tokenizer import word_tokenizer
 
 CACHE_BYTES = 256 * 2**20
@@ -72,6 +70,7 @@ class TextEncoder(nn.Module):
                 f"{type(tokenizer).__name__} is a slow tokenizer: give its fast version"
             )
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
+        self.projection: nn.Linear | None = None  # see reduce
         self._cache: OrderedDict[bytes, Tensor] = OrderedDict()  # what was read -> (T, D)
         self._cache_bytes = 0
         self._frozen = False
@@ -80,12 +79,7 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_captions(
-        cls,
-        captions: Iterable[str],
-        *,
-        dim: int = 128,
-        layers: int = 2,
-        max_length: int = 32,
+        cls, captions: Iterable[str], *, dim: int = 128, layers: int = 2, max_length: int = 32
     ) -> "TextEncoder":
         """A small, untrained encoder that knows the words of some captions.
 
@@ -170,17 +164,58 @@ class TextEncoder(nn.Module):
 
     @frozen.setter
     def frozen(self, value: bool) -> None:
-        if (
-            value or self._frozen
-        ):  # a new encoder that learns may have been given with some weights fixed
-            self.model.requires_grad_(not value).train(not value and self.training)
+        # A new encoder that learns may have been given with some weights fixed.
+        if value or self._frozen:
+            self.requires_grad_(not value)
+            self.model.train(not value and self.training)
         self._frozen = value
         self._forget()  # it may have learned since
 
     @property
     def dim(self) -> int:
         """Width D of token states and pooled vector."""
+        if self.projection is not None:
+            return self.projection.out_features
         return int(self.model.config.hidden_size)
+
+    @torch.no_grad()
+    def reduce(self, captions: Sequence[str], variance: float = 0.95) -> "TextEncoder":
+        """Keep the directions in which captions differ, in place.
+
+        A wide encoder that was trained on other texts has many directions in which our captions hardly
+        differ. A denoiser learns to read even those, and a new word, which differs there too, leads it
+        astray. So of the principal components of the pooled vectors only the leading ones stay, with a
+        mean variance of 1 (Su et al. 2021 give each a variance of 1). Token states go the same way.
+
+        Args:
+            captions: some thousands, like those to come.
+            variance: share of the pooled vectors' variance that stays, in (0, 1].
+
+        Returns:
+            The encoder itself, with a smaller ``dim``.
+
+        Raises:
+            ValueError: it was reduced before or is not frozen, ``variance`` is out of range, or the
+                captions do not differ.
+        """
+        if not self.frozen or self.projection is not None:
+            raise ValueError("only a frozen encoder can be reduced, and only once")
+        if not 0 < variance <= 1:
+            raise ValueError(f"variance = {variance:g} is a share: give it in (0, 1]")
+        parts = [captions[i : i + 256] for i in range(0, len(captions), 256)]
+        pooled = torch.cat([self(part).pooled for part in parts])  # (N, D)
+        centre = pooled.mean(0)
+        _, spread, directions = torch.linalg.svd(pooled - centre, full_matrices=False)
+        if not spread[0] > 1e-6:
+            raise ValueError(f"{len(captions)} captions that do not differ: give some thousands")
+        held = spread.square().cumsum(0) / spread.square().sum()
+        dim = 1 + int((held < variance - 1e-6).sum())
+        scale = (spread[:dim].square().mean() / len(captions)).sqrt()
+        self.projection = nn.Linear(pooled.shape[1], dim).to(pooled).requires_grad_(False)
+        self.projection.weight.copy_(directions[:dim] / scale)
+        self.projection.bias.copy_(-self.projection.weight @ centre)
+        self._forget()
+        return self
 
     def forward(self, captions: Sequence[str]) -> Condition:
         """Encode captions; the empty caption is no condition at all.
@@ -238,7 +273,7 @@ class TextEncoder(nn.Module):
         device = next(self.model.parameters()).device
         out = self.model(input_ids=ids.to(device), attention_mask=visible.long().to(device))
         states: Tensor = out.last_hidden_state
-        return states
+        return states if self.projection is None else self.projection(states)
 
     def _frozen_states(self, ids: Tensor, visible: Tensor) -> Tensor:
         """The same without gradients; what was read before is looked up."""
@@ -301,6 +336,7 @@ class TextEncoder(nn.Module):
         return {
             "max_length": self.max_length,
             "frozen": self.frozen,
+            "reduced_to": None if self.projection is None else self.dim,
             "model": json.loads(self.model.config.to_json_string()),
         }
 
@@ -318,39 +354,10 @@ class TextEncoder(nn.Module):
         )
         tokenizer = AutoTokenizer.from_pretrained(Path(folder))
         frozen = config.get("frozen", False)  # not in files of the first version
-        return cls(_without_pooler(model), tokenizer, config["max_length"], frozen=frozen)
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """No progress bar of transformers for what takes a moment; the hub's downloads keep theirs."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def locate_pretrained(name: str | os.PathLike[str]) -> str:
-    """The folder of an encoder, or the hub id if there is no such folder.
-
-    Raises:
-        FileNotFoundError: the folder is there and holds no model, or the name can be no hub id.
-    """
-    for folder in (Path(name), SHIPPED / os.fspath(name)):
-        if (folder / "config.json").is_file():
-            return str(folder)
-    if Path(name).exists():
-        raise FileNotFoundError(f"{os.fspath(name)} holds no text encoder: config.json is missing")
-    if (
-        Path(name).is_absolute()
-        or os.fspath(name).startswith(".")
-        or os.fspath(name).count("/") > 1
-    ):
-        raise FileNotFoundError(f"no text encoder {os.fspath(name)!r}: there is no such folder")
-    return os.fspath(name)
+        encoder = cls(_without_pooler(model), tokenizer, config["max_length"], frozen=frozen)
+        if dim := config.get("reduced_to"):
+            encoder.projection = nn.Linear(encoder.dim, dim).requires_grad_(not frozen)
+        return encoder
 
 
 def _architecture(config: PretrainedConfig, name: str | os.PathLike[str]) -> Any:

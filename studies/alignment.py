@@ -5,7 +5,7 @@ costs a pass through CLIP's picture tower, forward and back, so a model that tra
 steps in the same time. Three seeds, 32x32: without the term; with it; and, to tell the price from the
 effect, without it for as few steps. Beside them the same score as gradient at sampling time.
 
-    python studies/alignment.py [--steps 600]
+    python studies/alignment.py [--steps 400]
 """
 
 import random
@@ -60,7 +60,7 @@ def score(
 def main() -> None:
     """Run the study and write its file."""
     parser = options(__doc__)
-    parser.add_argument("--steps", type=int, default=600, help="without the term")
+    parser.add_argument("--steps", type=int, default=400, help="without the term")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.1, 0.5])
     parser.add_argument("--pulls", type=float, nargs="+", default=[1.0, 4.0])
     parser.add_argument("--prompts", type=int, default=256, help="pictures per run")
@@ -73,10 +73,11 @@ def main() -> None:
         term = Alignment(clip, weight) if weight else None
         return fit(model, steps, seed, alignment=term)
 
-    # How many steps take as long with the term: measured side by side, a few of each.
+    # How many steps take as long with the term: measured in turns, because the machine's speed drifts.
     train(5, 0, 0.0)
-    plain, aligned = (train(30, 0, weight)[1] for weight in (0.0, 0.1))
-    fewer = round(arguments.steps * plain / aligned)
+    timed = [(train(20, 0, 0.0)[1], train(20, 0, 0.1)[1]) for _ in range(5)]
+    ratio = statistics.median(aligned / plain for plain, aligned in timed)
+    fewer = round(arguments.steps / ratio)
     print(f"{arguments.steps} steps without the term take as long as {fewer} with it", flush=True)
     plan: dict[str, tuple[int, float]] = {
         "without": (arguments.steps, 0.0),
@@ -107,7 +108,10 @@ def main() -> None:
                     **row,
                 }
             )
-        write("alignment", settings=vars(arguments), seeds=SEEDS, rows=rows)
+        write(
+            "alignment", settings=vars(arguments), seeds=SEEDS,
+            seconds_of_20_steps=timed, time_ratio=ratio, rows=rows,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Words never trained on: does a model understand "kitty" if it only ever read "cat"?
 
 Two models learn from the same pictures and captions, three times. One has a sentence encoder that was
-trained before on a billion pairs of sentences (all-MiniLM-L6-v2) and stays as it is, the other learns its
-words from the captions. Then each is asked for critters with one word replaced by a synonym that no
-caption holds. The attribute reader says whether the picture shows what the synonym stands for.
+trained before on a billion pairs of sentences (all-MiniLM-L6-v2) and stays as it is, less the directions in
+which the captions hardly differ. The other learns its words from the captions. Then each is asked for
+critters with one word replaced by a synonym that no caption holds. The attribute reader says whether the
+picture shows what the synonym stands for.
 
     python studies/words.py PATH/TO/all-MiniLM-L6-v2 [--steps 800]
 
@@ -11,6 +12,7 @@ The list below was fixed before the first measurement. See studies/README.md for
 without a hub.
 """
 
+import copy
 import random
 import statistics
 import warnings
@@ -134,15 +136,24 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8, help="pictures per word and run")
     parser.add_argument("--conditioning", default="pooled", help="both, pooled or tokens")
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument(
+        "--variance", type=float, default=0.95, help="of the pre-trained vectors, to keep"
+    )
     arguments = parser.parse_args()
     reader, rows = AttributeReader.from_pretrained(), {}
-    by_itself = nearest(md.TextEncoder.from_pretrained(arguments.encoder))
+    pretrained = md.TextEncoder.from_pretrained(arguments.encoder)
+    by_itself = nearest(pretrained)
+    pretrained.reduce(critters.Critters(arguments.images).captions(), arguments.variance)
+    print(
+        f"{pretrained.dim} dimensions hold {100 * arguments.variance:g} % of the variance",
+        flush=True,
+    )
     for name in ("pre-trained", "from scratch"):
         runs = []
         for seed in SEEDS:
             torch.manual_seed(seed)
             text = (
-                md.TextEncoder.from_pretrained(arguments.encoder)
+                copy.deepcopy(pretrained)
                 if name == "pre-trained"
                 else md.TextEncoder.from_captions([*critters.vocabulary(), ","])
             )
@@ -164,7 +175,7 @@ def main() -> None:
             for i, what in enumerate(("synonyms", "trained words"))
         }
         rows[name]["by word"] = {word: sum(run[0][word] for run in runs) for word in runs[0][0]}
-        settings = vars(arguments) | {"encoder": arguments.name}
+        settings = vars(arguments) | {"encoder": arguments.name, "dimensions": pretrained.dim}
         write(
             "words", settings=settings, seeds=SEEDS, synonyms=SYNONYMS, nearest=by_itself, rows=rows
         )

@@ -225,6 +225,7 @@ def test_the_clip_of_two_critters_is_shown_wrong_captions():
     assert torch.equal(x, right_x)
     assert captions == right + [text for text in wrong if text]
     assert len(captions) > 128 + 40
+    assert next(iter(batches))[1] == captions  # they can be gone through again
 
 
 def test_one_thing_is_exchanged():

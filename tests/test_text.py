@@ -646,6 +646,68 @@ def test_an_old_config_means_an_encoder_that_learns(tmp_path):
     assert not md.Diffusion.from_pretrained(tmp_path).text.frozen
 
 
+# --- reduced --------------------------------------------------------------------------------------------
+
+SENTENCES = [
+    f"{start} {animal}{end}"
+    for start in ("a", "a top", "in a") for animal in ("cat", "dog", "hat")
+    for end in ("", " in a hat", " in a top hat", " in a dog", " top")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["bert", "clip"])
+def test_reduced_are_the_principal_components(kind, tmp_path):
+    torch.manual_seed(5)
+    tokenizer = marked(kind)
+    model = their_model(kind, tokenizer)
+    whole, reduced = (md.TextEncoder(model, tokenizer, 10, frozen=True) for _ in range(2))
+    assert reduced.reduce(SENTENCES, 0.9) is reduced
+    before, after = whole(SENTENCES), reduced(SENTENCES)
+    assert after.tokens.shape[2] == after.pooled.shape[1] == reduced.dim < whole.dim
+    covariance = before.pooled.T.cov(correction=0)
+    variances = torch.linalg.eigvalsh(covariance).flip(0)
+    kept = variances.cumsum(0) / variances.sum()
+    assert kept[reduced.dim - 2] < 0.9 <= kept[reduced.dim - 1] + 1e-6
+    # Centred, uncorrelated, in falling order, and 1 on average.
+    torch.testing.assert_close(after.pooled.mean(0), torch.zeros(reduced.dim), rtol=0, atol=1e-4)
+    found = after.pooled.T.cov(correction=0)
+    expected = variances[: reduced.dim] / variances[: reduced.dim].mean()
+    torch.testing.assert_close(found, expected.diag(), rtol=1e-3, atol=1e-3)
+    # Token states go the same way, which is affine: pooling still is what it says.
+    if kind == "bert":
+        mean = (after.tokens * after.mask[:, :, None]).sum(1) / after.mask.sum(1, keepdim=True)
+        torch.testing.assert_close(mean, after.pooled)
+    nothing = reduced([""])
+    assert not nothing.mask.any()
+    assert not nothing.pooled.any()
+    # It is saved and loaded with the model around it.
+    model_with(reduced).save_pretrained(tmp_path)
+    loaded = md.Diffusion.from_pretrained(tmp_path).text
+    assert loaded.frozen
+    assert loaded.dim == reduced.dim
+    torch.testing.assert_close(loaded(SENTENCES).pooled, after.pooled)
+
+
+def test_a_reduced_encoder_is_frozen_and_thawed_whole(frozen):
+    frozen.reduce(SENTENCES)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    frozen.frozen = False
+    assert all(parameter.requires_grad for parameter in frozen.parameters())
+
+
+def test_what_cannot_be_reduced(frozen):
+    for variance in (0.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"variance = {variance:g} is a share"):
+            frozen.reduce(SENTENCES, variance)
+    with pytest.raises(ValueError, match="2 captions that do not differ"):
+        frozen.reduce(["a cat", "a cat"])
+    frozen.reduce(SENTENCES)
+    with pytest.raises(ValueError, match="only once"):
+        frozen.reduce(SENTENCES)
+    with pytest.raises(ValueError, match="only a frozen encoder"):
+        small().reduce(SENTENCES)
+
+
 def test_a_slow_tokenizer_is_refused():
     class Slow:
         is_fast = False

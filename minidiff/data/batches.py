@@ -20,9 +20,12 @@ class Batches:
         batch_size: images per batch, at most N.
         seed: of the shuffles.
         start: number of the first batch.
+        wrong_caption: a caption that is not true of image i in an epoch, "" for none; for
+            :meth:`CLIP.loss <minidiff.alignment.CLIP.loss>`, which learns from such too.
 
     Yields:
-        (x0, captions): x0 (batch_size, C, H, W) float32 in [-1, 1], and a list of strings.
+        (x0, captions): x0 (batch_size, C, H, W) float32 in [-1, 1], and a list of strings: first the
+        captions of the images, then the wrong ones there are.
 
     Raises:
         ValueError: the batch size is below 1 or larger than the data set.
@@ -36,6 +39,7 @@ class Batches:
         *,
         seed: int = 0,
         start: int = 0,
+        wrong_caption: Callable[[int, int], str] | None = None,
     ):
         if not 1 <= batch_size <= len(images):
             raise ValueError(
@@ -43,6 +47,7 @@ class Batches:
             )
         self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
         self.caption = caption if callable(caption) else lambda index, epoch: caption[index]
+        self.wrong_caption = wrong_caption or (lambda index, epoch: "")
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
         per_epoch = len(self.images) // self.batch_size
@@ -56,4 +61,8 @@ class Batches:
                 )
             indices = order[place * self.batch_size : (place + 1) * self.batch_size]
             x0 = self.images[torch.from_numpy(indices)].float() / 127.5 - 1
-            yield x0, [self.caption(int(index), epoch) for index in indices]
+            right, wrong = (
+                [said(int(index), epoch) for index in indices]
+                for said in (self.caption, self.wrong_caption)
+            )
+            yield x0, right + [caption for caption in wrong if caption]
