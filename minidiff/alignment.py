@@ -167,14 +167,9 @@ class CLIP(nn.Module):
             raise ValueError(f"{len(captions)} captions for {len(x)} pictures: give one each")
         scale = self.model.logit_scale.exp().clamp(max=100)
         logits = scale * self.embed_images(x) @ self.embed_captions(captions).T  # (B, B + wrong)
-        number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-        numbers = torch.tensor([number[caption] for caption in captions], device=logits.device)
-        right = (numbers[: len(x), None] == numbers).float()
-        of_captions = right[:, : len(x)].T
-        return (
-            F.cross_entropy(logits, right / right.sum(1, keepdim=True))
-            + F.cross_entropy(logits.T[: len(x)], of_captions / of_captions.sum(1, keepdim=True))
-        ) / 2
+        # Equal captions have equal logits, so to ask for one of them or for all alike is the same loss.
+        right = torch.arange(len(x), device=logits.device)
+        return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T[: len(x)], right)) / 2
 
     def text_encoder(self, *, frozen: bool = True) -> TextEncoder:
         """A copy of the text tower as a text encoder for a denoiser; ``frozen`` as there."""
