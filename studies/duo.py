@@ -23,6 +23,7 @@ from minidiff.data.reader import SHIPPED_DUO_READER
 from minidiff.evaluation import evaluate_duo, judge
 from minidiff.plots import save_grid
 from minidiff.recipes import critters_duo_recipe, fit
+from minidiff.state import saved_steps
 
 SEED = 0
 PROMPTS = (
@@ -78,6 +79,9 @@ def main() -> None:
         recipe = critters_duo_recipe(conditioning=conditioning)
         folder = arguments.folder / conditioning
         resume = (folder / "training.safetensors").exists()
+        # Steps that a stopped run has scored and not saved are made, and scored, again.
+        reached = saved_steps(folder) if resume else 0
+        rows = [r for r in rows if r["conditioning"] != conditioning or r["steps"] <= reached]
         for step in fit(recipe, folder, resume=resume, save_every=arguments.every):
             count = step.index + 1
             if count % arguments.every == 0 or count == recipe.steps:
@@ -88,7 +92,8 @@ def main() -> None:
         pipe = md.TextToImage.from_pretrained(folder)
         pictures.append(pipe(list(PROMPTS), num_images=6, seed=SEED).tensors)
         final = evaluate_duo(pipe, seed=SEED)
-        rows[-1]["final"] = {name: share._asdict() for name, share in final.items()}
+        last = max((r for r in rows if r["conditioning"] == conditioning), key=lambda r: r["steps"])
+        last["final"] = {name: share._asdict() for name, share in final.items()}
         write("duo", settings=settings, seed=SEED, prompts=PROMPTS, rows=rows)
     save_grid(torch.cat(pictures), RESULTS / "duo.png", ncols=6)
 
