@@ -1,14 +1,17 @@
 # minidiff: everything a reader or a contributor runs. `make help` lists it.
 #
-# A target that has nothing new to do does nothing: each depends on the files it reads, and leaves a
-# stamp when it has passed. `make -B test` does it all again.
+# A target that has nothing new to do does nothing: each stage depends on the files it reads, and leaves a
+# stamp when it has passed. `make retest` does it all again.
 
 PYTHON ?= python3
 VENV   ?= .venv
 
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-TESTED    := _build/.tested
+LINTED    := _build/.linted
+UNITS     := _build/.units
+EXECUTED  := _build/.executed
+BEHAVIOUR := _build/.behaviour
 BOOK      := _build/html/index.html
 
 # Notebooks are opened by Jupyter, which leaves checkpoints; Python leaves caches. Neither is a source.
@@ -16,6 +19,7 @@ find = $(shell find $(1) -type f ! -path '*/__pycache__/*' ! -path '*/.ipynb_che
 
 LIBRARY   := pyproject.toml $(call find,minidiff)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+RESULTS   := $(call find,notebooks/results)
 PAGES     := _config.yml _toc.yml $(call find,book)
 CHECKS    := $(call find,tests tools benchmarks studies) README.md environment.yml constraints.txt
 
@@ -23,11 +27,12 @@ CHECKS    := $(call find,tests tools benchmarks studies) README.md environment.y
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DELETE_ON_ERROR:
-.PHONY: help install test retest book lab mutants notebooks lint format clean
+.PHONY: help install test retest quick force book lab mutants notebooks lint format clean
 
 help:
 	@echo "make book       render the book, print where it is"
-	@echo "make test       lint, types, unit tests, then every notebook; skipped if nothing changed"
+	@echo "make test       lint, types, unit tests, every notebook; each skipped if nothing changed"
+	@echo "make quick      lint, types and the tests that train nothing: a minute"
 	@echo "make retest     the same, whether or not anything changed"
 	@echo "make lab        open the notebooks in JupyterLab (installs it first)"
 	@echo "make notebooks  execute the notebooks again, in place"
@@ -51,24 +56,40 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[book,tests]' --constraint constraints.txt
 	@touch $@
 
-test: $(TESTED)
-	@echo "$$(cat $(TESTED)) 'make retest' runs everything again."
+test: $(LINTED) $(UNITS) $(EXECUTED)
+	@echo "$$(cat $(EXECUTED)) 'make retest' runs everything again."
 
 retest:
-	@rm -f $(TESTED)
+	@rm -f $(LINTED) $(UNITS) $(EXECUTED)
 	@$(MAKE) --no-print-directory test
 
-$(TESTED): $(INSTALLED) $(LIBRARY) $(NOTEBOOKS) $(PAGES) $(CHECKS)
-	@$(MAKE) --no-print-directory lint
-	$(OFFLINE) $(BIN)/python -m pytest
-	$(OFFLINE) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
-	@mkdir -p $(@D)
-	@echo "Tests and notebooks passed on these sources, $$(date '+%Y-%m-%d %H:%M')." > $@
+lint:
+	@rm -f $(LINTED)
+	@$(MAKE) --no-print-directory $(LINTED)
 
-lint: $(INSTALLED)
+$(LINTED): $(INSTALLED) $(LIBRARY) $(NOTEBOOKS) $(CHECKS)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	@mkdir -p $(@D) && touch $@
+
+$(UNITS): $(INSTALLED) $(LIBRARY) $(NOTEBOOKS) $(PAGES) $(CHECKS)
+	$(OFFLINE) $(BIN)/python -m pytest
+	@mkdir -p $(@D) && touch $@
+
+# Lint and types, and the tests of what is not a training run: for the minute between two edits.
+quick: $(LINTED)
+	$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow"
+
+# Every notebook if the library behaves differently, else those that changed. A docstring reruns none.
+$(EXECUTED): $(INSTALLED) $(BEHAVIOUR) $(NOTEBOOKS) $(RESULTS)
+	$(OFFLINE) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(if $(filter-out $(NOTEBOOKS),$?),notebooks,$(filter $(NOTEBOOKS),$?))
+	@mkdir -p $(@D)
+	@echo "Tests and notebooks passed on these sources, $$(date '+%Y-%m-%d %H:%M')." > $@
+
+# Looked at each time, written only when what the code does has changed.
+$(BEHAVIOUR): $(INSTALLED) force
+	@$(BIN)/python tools/fingerprint.py $@ minidiff
 
 format: $(INSTALLED)
 	$(BIN)/python -m ruff check --fix .

@@ -4,10 +4,15 @@ The modules follow the chapters of the book: :mod:`~minidiff.forward`, :mod:`~mi
 :mod:`~minidiff.denoiser`, :mod:`~minidiff.training`, :mod:`~minidiff.sampling`,
 :mod:`~minidiff.guidance`, :mod:`~minidiff.text` and :mod:`~minidiff.alignment`. What they define for users
 is also found here.
+
+Names that need a large library (transformers, accelerate, torchvision, matplotlib) are imported when they
+are first asked for, so that ``import minidiff`` takes little longer than ``import torch``.
 """
 
-from minidiff import data, exact, likelihood, metrics, plots
-from minidiff.alignment import CLIP, Alignment
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from minidiff import exact, likelihood
 from minidiff.denoiser import MLP, Condition, Denoiser, Diffusion, DiT, UNet
 from minidiff.doctor import doctor
 from minidiff.forward import (
@@ -35,10 +40,25 @@ from minidiff.schedule import (
     Shifted,
     Sigmoid,
 )
-from minidiff.text import TextEncoder
-from minidiff.training import EMA, Step, loss, train
+
+if TYPE_CHECKING:
+    from minidiff import data, metrics, plots
+    from minidiff.alignment import CLIP, Alignment
+    from minidiff.text import TextEncoder
+    from minidiff.training import EMA, Step, loss, train
 
 __version__ = "0.1.0"
+
+_MODULES = ("data", "metrics", "plots")
+_HOMES = {  # name -> the module it is in
+    name: f"minidiff.{module}"
+    for module, names in {
+        "alignment": ("CLIP", "Alignment"),
+        "text": ("TextEncoder",),
+        "training": ("EMA", "Step", "loss", "train"),
+    }.items()
+    for name in names
+}
 
 __all__ = [
     "CLIP", "EMA", "MLP", "VP", "Alignment", "Betas", "Condition", "Cosine", "Denoiser", "DiT", "Diffusion",
@@ -48,3 +68,17 @@ __all__ = [
     "heun", "likelihood", "loss", "metrics", "noise", "plots", "posterior", "sample", "threshold",
     "to_target", "train", "transition",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """What was not imported yet (PEP 562); Python asks here for names it does not find."""
+    if name in _MODULES:
+        return import_module(f"minidiff.{name}")
+    if name in _HOMES:
+        globals()[name] = value = getattr(import_module(_HOMES[name]), name)
+        return value
+    raise AttributeError(f"module 'minidiff' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,8 @@
-"""The ``minidiff`` command: sample, train, evaluate, doctor."""
+"""The ``minidiff`` command: sample, train, evaluate, doctor.
+
+Each command imports what it needs when it runs, so that ``minidiff --help`` and a misspelt option are
+answered without loading transformers.
+"""
 
 import copy
 import json
@@ -7,47 +11,42 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
-import torch
 import typer
-from PIL import Image
 from tqdm import tqdm
 
-from minidiff import alignment, recipes
-from minidiff.data import Critters, Duo, captioned_folder, critters, duo, fashion_mnist
-from minidiff.data import reader as readers
-from minidiff.denoiser import Conditioning, Diffusion
-from minidiff.doctor import doctor as examine
-from minidiff.evaluation import (
-    clip_accuracy,
-    data_of,
-    duo_clip_accuracy,
-    duo_reader_accuracy,
-    evaluate_critters,
-    evaluate_duo,
-    reader_accuracy,
-    unknown_words,
-)
+from minidiff import __version__
 from minidiff.files import write_whole
-from minidiff.pipeline import TextToImage
-from minidiff.plots import save_grid
-from minidiff.state import trained_weights
-from minidiff.text import TextEncoder
-from minidiff.training import processes
 
-CLIPS = {
-    "critters-clip": (recipes.critters_clip, clip_accuracy),
-    "critters-duo-clip": (recipes.critters_duo_clip, duo_clip_accuracy),
-}
+if TYPE_CHECKING:
+    import torch
+
+CLIPS = ("critters-clip", "critters-duo-clip")
 JUDGES = (*CLIPS, "critters-reader", "critters-duo-reader")
 
 app = typer.Typer(
-    help="Small diffusion models: draw with one, train one, measure one, examine one.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def show_version(asked: bool) -> None:
+    """Print the version and end, if it was asked for."""
+    if asked:
+        typer.echo(f"minidiff {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Small diffusion models: draw with one, train one, measure one, examine one."""
 
 
 @app.command()
@@ -75,6 +74,9 @@ def sample(
     scale: Annotated[int, typer.Option(min=1, help="Enlarge each pixel this many times.")] = 4,
 ) -> None:
     """Draw images for a prompt and write them into one file."""
+    from minidiff.pipeline import TextToImage
+    from minidiff.plots import save_grid
+
     check_image_name(output)
     if seed is None:
         seed = secrets.randbelow(2**31)
@@ -113,6 +115,14 @@ def train(
     sample_every: Annotated[int, typer.Option(min=1, help="Steps between sample grids.")] = 300,
 ) -> None:
     """Train a model: a named recipe, or your own folder of captioned images."""
+    import torch
+
+    from minidiff import recipes
+    from minidiff.denoiser import Conditioning
+    from minidiff.state import saved_steps
+    from minidiff.text import TextEncoder
+    from minidiff.training import processes
+
     torch.manual_seed(seed)
     if what in JUDGES:
         if resume or text_encoder or conditioning != "both":
@@ -154,13 +164,14 @@ def train(
     fitting = recipes.fit(recipe, output, seed=seed, resume=resume, sample_every=sample_every)
     started = time.monotonic()
     quiet = not processes().is_main_process
-    bar = tqdm(total=recipe.steps, unit="step", desc=Path(what).name, disable=quiet)
-    mean = None
+    # tqdm counts what was done before towards the bar, not towards the rate.
+    done = saved_steps(output) if resume else 0
+    bar = tqdm(total=recipe.steps, initial=done, unit="step", desc=Path(what).name, disable=quiet)
+    mean = RunningMean()
     try:
         for step in fitting:
-            mean = step.loss if mean is None else 0.98 * mean + 0.02 * step.loss
             bar.update(step.index + 1 - bar.n)
-            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+            bar.set_postfix(loss=f"{mean(step.loss):.4f}", refresh=False)
     except KeyboardInterrupt:
         bar.close()
         say("stopped and saved; the same command with --resume goes on from here")
@@ -169,11 +180,38 @@ def train(
     say(f"{output}  ({time.monotonic() - started:.0f} s)")
 
 
+class RunningMean:
+    """Exponential mean of the numbers it is called with, without a bias towards the first.
+
+    The first would keep a weight of 0.98^n, and the loss of an untrained network is many times that of
+    the next steps. Dividing by the sum of all weights, 1 - 0.98^n, lets each number count as much as its
+    age says (Kingma & Ba 2015, section 3).
+    """
+
+    def __init__(self, keep: float = 0.98):
+        self.keep, self.total, self.weight = keep, 0.0, 0.0
+
+    def __call__(self, value: float) -> float:
+        """Take one more number; the mean of all so far."""
+        self.total = self.keep * self.total + (1 - self.keep) * value
+        self.weight = self.keep * self.weight + (1 - self.keep)
+        return self.total / self.weight
+
+
 def train_clip(
     what: str, output: Path, steps: int | None, images: int, size: int, seed: int
 ) -> None:
     """Train a small CLIP on one critter or two and save it; print how often it tells what a picture shows."""
-    untrained, measure = CLIPS[what]
+    import torch
+
+    from minidiff import alignment, recipes
+    from minidiff.data import reader as readers
+    from minidiff.evaluation import clip_accuracy, duo_clip_accuracy
+
+    untrained, measure = {
+        "critters-clip": (recipes.critters_clip, clip_accuracy),
+        "critters-duo-clip": (recipes.critters_duo_clip, duo_clip_accuracy),
+    }[what]
     steps = steps or 1500
     clip, batches = untrained(images, size, seed)
     losses = alignment.train_clip(clip, batches, steps, seed=seed, degrade=readers.degrade)
@@ -186,6 +224,10 @@ def train_clip(
 
 def train_reader(what: str, output: Path, steps: int | None, seed: int) -> None:
     """Train an attribute reader, of one critter or two, and save it; print its accuracy on fresh renders."""
+    from minidiff.data import duo
+    from minidiff.data import reader as readers
+    from minidiff.evaluation import duo_reader_accuracy, reader_accuracy
+
     if what == "critters-reader":
         steps = steps or 1500
         reader = readers.AttributeReader()
@@ -220,6 +262,10 @@ def evaluate(
     ] = None,
 ) -> None:
     """Prompt accuracy on seen and held-out pairs, with error bars; of a model of two critters, binding."""
+    from minidiff.data import critters
+    from minidiff.evaluation import data_of, evaluate_critters, evaluate_duo, unknown_words
+    from minidiff.pipeline import TextToImage
+
     pipe = TextToImage.from_pretrained(model)
     data = data or data_of(pipe.model)
     if data is None and not unknown_words(pipe.model, critters.vocabulary()):
@@ -251,6 +297,11 @@ def doctor(
     seed: Annotated[int, typer.Option(min=0, help="Of data and noise.")] = 0,
 ) -> None:
     """Say what is wrong with a model, or what it has learned; exit code 2 if something is wrong."""
+    from minidiff.denoiser import Diffusion
+    from minidiff.doctor import doctor as examine
+    from minidiff.evaluation import data_of
+    from minidiff.state import trained_weights
+
     diffusion = Diffusion.from_pretrained(model)
     data = data or data_of(diffusion)
     images, captions = None, None
@@ -273,8 +324,10 @@ def doctor(
 
 def some_data(
     name: str, size: int, n: int, data_root: Path | None, seed: int
-) -> tuple[torch.Tensor, list[str]]:
+) -> "tuple[torch.Tensor, list[str]]":
     """``n`` images in [-1, 1] and their captions, of a recipe's data or a folder."""
+    from minidiff.data import Critters, Duo, captioned_folder, fashion_mnist
+
     if name in ("critters", "critters-duo"):
         data = (Critters if name == "critters" else Duo)(n, size, "train", seed=seed)
         images, captions = data.images(), data.captions()
@@ -289,12 +342,16 @@ def some_data(
 
 def say(text: str) -> None:
     """Print on standard error, once, however many processes run."""
+    from minidiff.training import processes
+
     if processes().is_main_process:
         typer.echo(text, err=True)
 
 
 def check_image_name(path: Path) -> None:
     """Raise ValueError unless Pillow can write a file of that name, before any work is done."""
+    from PIL import Image
+
     Image.init()
     if path.suffix.lower() not in Image.EXTENSION:
         raise ValueError(

@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from transformers.utils import logging
-
 SHIPPED = Path(__file__).parent / "checkpoints"
 """The models that come with minidiff, a folder each."""
 
@@ -30,6 +27,8 @@ def locate(name: str | os.PathLike[str]) -> Path:
     missing_model = f"no model {str(name)!r}: not a folder, not shipped ({names})"
     if str(name).count("/") != 1:
         raise FileNotFoundError(missing_model)
+    from huggingface_hub import snapshot_download  # slow to import, and seldom needed
+
     try:
         files = ["*.json", "*.safetensors", "*.txt"]
         return Path(snapshot_download(str(name), allow_patterns=files))
@@ -63,6 +62,8 @@ def locate_pretrained(name: str | os.PathLike[str]) -> str:
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """No progress bar of transformers for what takes a moment; the hub's downloads keep theirs."""
+    from transformers.utils import logging  # whoever asks has loaded it already
+
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -126,9 +126,10 @@ def ddim(
         n states.
 
     Raises:
-        ValueError: fewer than 2 levels, levels that do not fall, or eta outside [0, 1].
+        ValueError: a model in place of ``model.denoise``, fewer than 2 levels, levels that do not fall, or
+            eta outside [0, 1].
     """
-    x, steps = _start(x, levels, eta)
+    x, steps = _start(denoise, x, levels, eta)
     for level, target in steps:
         x0, eps = denoise(x, level)  # (B, ...) each
         x = _mix(x0, eps, level, target, eta, generator)
@@ -166,7 +167,7 @@ def ddpm(
     """
     if variance not in ("posterior", "transition"):
         raise ValueError(f"unknown variance {variance!r}: choose 'posterior' or 'transition'")
-    x, steps = _start(x, levels)
+    x, steps = _start(denoise, x, levels)
     for level, target in steps:
         x0, _ = denoise(x, level)  # (B, ...)
         mean, std = posterior(x, x0, level, target)
@@ -188,7 +189,7 @@ def heun(denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel]) -> Iterator
 
     Arguments and states as in :func:`ddim`; nothing here is random.
     """
-    x, steps = _start(x, levels)
+    x, steps = _start(denoise, x, levels)
     for level, target in steps:
         x0, eps = denoise(x, level)  # (B, ...) each
         ahead = target.alpha * x0 + target.sigma * eps
@@ -218,7 +219,7 @@ def dpmpp_2m(
 
     Arguments and states as in :func:`ddim`.
     """
-    x, steps = _start(x, levels, eta)
+    x, steps = _start(denoise, x, levels, eta)
     old_x0, old_h = None, torch.inf
     for level, target in steps:
         x0, _ = denoise(x, level)  # (B, ...)
@@ -267,9 +268,15 @@ def _mix(
 
 
 def _start(
-    x: Tensor, levels: Sequence[NoiseLevel], eta: float = 0.0
+    denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel], eta: float = 0.0
 ) -> tuple[Tensor, Iterator[tuple[NoiseLevel, NoiseLevel]]]:
     """``x`` in the precision of the sampler, and the checked steps (from, to)."""
+    if hasattr(denoise, "denoise"):
+        # A model's own output is one tensor: a batch of two would pass for x0 and eps.
+        raise ValueError(
+            f"a sampler takes a function, not a {type(denoise).__name__}: give model.denoise, "
+            "or guide(model.denoise, condition)"
+        )
     if not 0 <= eta <= 1:
         raise ValueError(f"eta = {eta:g} is outside [0, 1]: 0 is deterministic, 1 is DDPM")
     if len(levels) < 2:

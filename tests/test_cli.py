@@ -223,3 +223,34 @@ def test_the_command_is_installed():
     command = [str(Path(sys.executable).with_name("minidiff")), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in ("sample", "train", "evaluate"))
+
+
+def test_the_version(minidiff):
+    assert minidiff("--version") == (0, f"minidiff {md.__version__}\n", "")
+
+
+def test_the_loss_in_the_bar_is_a_weighted_mean():
+    """Weight 0.98^age, and nothing but: the untrained network's loss does not linger."""
+    losses = [5.0, 0.4, 0.1, 0.2]
+    mean = cli.RunningMean()
+    shown = [mean(loss) for loss in losses]
+    for n in range(1, 5):
+        weights = [0.98**age for age in reversed(range(n))]
+        true = sum(w * x for w, x in zip(weights, losses[:n], strict=True)) / sum(weights)
+        assert shown[n - 1] == pytest.approx(true, rel=1e-12)
+
+
+def test_the_bar_counts_from_where_a_resumed_run_begins(minidiff, folder, tmp_path, monkeypatch):
+    """Else the rate, and the time it leaves, would count steps that somebody else made."""
+    bars = []
+
+    class Bar(cli.tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            bars.append(self)
+
+    monkeypatch.setattr(cli, "tqdm", Bar)
+    for options in (["--steps", 2], ["--steps", 3, "--resume"]):
+        code, _, err = minidiff("train", folder, "-o", tmp_path / "run", "--size", 16, *options)
+        assert code == 0, err
+    assert [(bar.initial, bar.n) for bar in bars] == [(0, 2), (2, 3)]

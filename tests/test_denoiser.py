@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import minidiff as md
-from minidiff import files
 from minidiff.denoiser.layers import Attention, Embedding, image_positions
 
 D, T = 8, 5  # width and length of the conditions here
@@ -672,14 +671,14 @@ def test_a_hub_id_is_fetched_and_failures_are_one_line(tmp_path, monkeypatch):
         assert not any("bin" in pattern or "pt" in pattern for pattern in allow_patterns)
         return str(tmp_path)
 
-    monkeypatch.setattr(files, "snapshot_download", hub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
     assert md.Diffusion.from_pretrained("someone/model").target == "v"
     assert asked == ["someone/model"]
 
     def offline(name, allow_patterns):
         raise ConnectionError("no route to host\nand a long traceback")
 
-    monkeypatch.setattr(files, "snapshot_download", offline)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(FileNotFoundError, match=r"someone/model.*\(no route to host\)") as error:
         md.Diffusion.from_pretrained("someone/model")
     assert "\n" not in str(error.value)

@@ -364,3 +364,12 @@ def test_an_unknown_variance_is_named():
         ValueError, match="unknown variance 'beta': choose 'posterior' or 'transition'"
     ):
         list(md.ddpm(gaussian(0.0, 1.0), torch.zeros(1, 1), md.Cosine().levels(2), variance="beta"))
+
+
+@pytest.mark.parametrize("sampler", [md.ddpm, md.ddim, md.heun, md.dpmpp_2m])
+def test_a_model_in_place_of_its_denoiser_is_refused(sampler):
+    """A batch of two would be taken apart into x0 and eps, and something would come out."""
+    model = md.Diffusion(md.MLP(dim=2), md.Cosine(), "v")
+    levels = model.schedule.levels(3)
+    with pytest.raises(ValueError, match=r"not a Diffusion: give model\.denoise"):
+        md.sample(sampler(model, md.noise((2, 2), levels[0]), levels))
