@@ -112,7 +112,14 @@ def train(
     conditioning: Annotated[
         str, typer.Option(help="How the text enters: both, pooled (vector) or tokens.")
     ] = "both",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images a step; the recipe's if not given.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate; the recipe's if not given.")
+    ] = None,
     sample_every: Annotated[int, typer.Option(min=1, help="Steps between sample grids.")] = 300,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between saves.")] = 300,
 ) -> None:
     """Train a model: a named recipe, or your own folder of captioned images."""
     import torch
@@ -157,11 +164,17 @@ def train(
         )
     if steps is not None:
         recipe.steps = steps
+    if batch_size is not None:
+        recipe.batch_size = batch_size
+    if lr is not None:
+        recipe.lr = lr
     for note in recipe.notes:
         say(note)
     parameters = sum(p.numel() for p in recipe.model.parameters()) / 1e6
     say(f"{len(recipe.images)} images, {parameters:.1f} M parameters, {recipe.steps} steps")
-    fitting = recipes.fit(recipe, output, seed=seed, resume=resume, sample_every=sample_every)
+    fitting = recipes.fit(
+        recipe, output, seed=seed, resume=resume, sample_every=sample_every, save_every=save_every
+    )
     started = time.monotonic()
     quiet = not processes().is_main_process
     # tqdm counts what was done before towards the bar, not towards the rate.

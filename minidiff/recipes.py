@@ -25,7 +25,7 @@ from minidiff.denoiser import Conditioning, Diffusion, UNet
 from minidiff.pipeline import TextToImage
 from minidiff.plots import save_grid
 from minidiff.schedule import Cosine
-from minidiff.state import saved_steps
+from minidiff.state import LOG_EVERY, LossLog, saved_steps
 from minidiff.text import TextEncoder
 from minidiff.training import Step, processes, train
 
@@ -269,7 +269,8 @@ def fit(
     * ``config.json``, ``model.safetensors``, tokenizer files: the averaged model, for
       ``TextToImage.from_pretrained(output)``;
     * ``samples/step_000300.png`` and so on: one row per prompt of the recipe;
-    * ``training.safetensors``: what ``resume=True`` goes on from.
+    * ``training.safetensors``: what ``resume=True`` goes on from;
+    * ``loss.csv``: ``step,loss,lr,images_per_s`` of every tenth step, written as it goes.
 
     An interrupt (Ctrl-C) lets the step in progress end, writes everything, and is raised again after.
 
@@ -310,9 +311,13 @@ def fit(
         if step.is_main_process:
             step.ema.save_pretrained(output, torch.float16)  # half the size, same pictures
 
+    images = recipe.batch_size * processes().num_processes
+    log = LossLog(output / "loss.csv", images, saved_steps(output) if resume else 0)
     with _interrupts_between_steps() as interrupted:
         for step in steps:
             count = step.index + 1
+            if step.is_main_process and (count % LOG_EVERY == 0 or count == recipe.steps):
+                log(step.index, step.loss, step.lr)
             if count % save_every == 0 or count == recipe.steps or interrupted():
                 save(step)
             if interrupted():

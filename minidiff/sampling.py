@@ -26,7 +26,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minidiff.denoiser import Denoiser
 from minidiff.forward import TINY, NoiseLevel, posterior, posterior_std, transition
@@ -271,7 +271,7 @@ def _start(
     denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel], eta: float = 0.0
 ) -> tuple[Tensor, Iterator[tuple[NoiseLevel, NoiseLevel]]]:
     """``x`` in the precision of the sampler, and the checked steps (from, to)."""
-    if hasattr(denoise, "denoise"):
+    if isinstance(denoise, nn.Module) and hasattr(denoise, "denoise"):
         # A model's own output is one tensor: a batch of two would pass for x0 and eps.
         raise ValueError(
             f"a sampler takes a function, not a {type(denoise).__name__}: give model.denoise, "

@@ -1,12 +1,14 @@
-"""What a training run needs to go on after a break: one safetensors file (chapter 4).
+"""What a training run leaves: the state to go on from after a break, and its log (chapter 4).
 
 ``training.safetensors`` holds the weights, their running average, and the two moments that AdamW keeps
 of every gradient. Times and noise of a step depend on the seed and its number, so with the same seed and
-data nothing else is needed.
+data nothing else is needed. ``loss.csv`` is for people.
 """
 
+import csv
 import json
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -15,6 +17,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from minidiff.files import write_whole
+
+LOG_EVERY = 10
+"""Steps between two lines of ``loss.csv``."""
 
 
 class TrainingState:
@@ -91,3 +96,41 @@ def trained_weights(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The weights in ``training.safetensors`` as the optimizer left them, before averaging."""
     tensors = load_file(Path(folder) / "training.safetensors")
     return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+
+
+class LossLog:
+    """``loss.csv``: a line every few steps, there to be read while the run goes on.
+
+    A resumed run repeats the steps since the last save: what was written of those is dropped.
+
+    Args:
+        path: the file; made with the first line.
+        images: images of one step, in all processes together.
+        start: steps that were made before; lines of later ones are dropped.
+    """
+
+    def __init__(self, path: Path, images: int, start: int = 0):
+        self.path, self.images, self.start = path, images, start
+        self.index: int | None = None  # of the last line
+        self.clock = time.monotonic()
+
+    def __call__(self, index: int, loss: float, lr: float) -> None:
+        """Write the line of step ``index``, counted from 0 (in the file from 1), with the images per second
+        since the line before: none in the first line, whose time is that of the preparations too."""
+        now, rate = time.monotonic(), ""
+        if self.index is None:
+            self._begin()
+        else:
+            done = self.images * (index - self.index)
+            rate = f"{done / max(now - self.clock, 1e-9):.1f}"
+        self.index, self.clock = index, now
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerow([index + 1, f"{loss:.6g}", f"{lr:.6g}", rate])
+
+    def _begin(self) -> None:
+        lines = [["step", "loss", "lr", "images_per_s"]]
+        if self.start and self.path.is_file():
+            with self.path.open(newline="") as file:
+                lines += [line for line in list(csv.reader(file))[1:] if int(line[0]) <= self.start]
+        with write_whole(self.path) as unfinished, unfinished.open("w", newline="") as file:
+            csv.writer(file).writerows(lines)

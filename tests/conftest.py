@@ -17,3 +17,22 @@ torch.set_num_threads(2)  # the tests' tensors are small: on many cores they onl
 def _same_random_numbers() -> None:
     """Noise drawn without a generator is the same whichever tests ran before."""
     torch.manual_seed(0)
+
+
+SLOW = (
+    "test_cli.py", "test_cuda.py", "test_doctor.py", "test_import.py", "test_likelihood.py",
+    "test_pipeline.py", "test_recipes.py", "test_sampling_exact.py", "test_studies.py",
+    "test_tools.py", "test_training.py", "test_using.py",
+    "test_rendering_works_in_a_script_without_a_main_guard", "test_energy_test_keeps_its_promise",
+    "test_intervals_are_as_wide_as_the_scatter", "test_order_of_convergence",
+    "test_a_chain_of_a_thousand_transitions_is_the_marginal",
+    "test_the_transition_variance_is_right_for_normal_data",
+)  # fmt: skip
+"""Files and tests that `make quick` leaves out: they train, draw, start programs, or take seconds."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name = getattr(item, "originalname", item.name)
+        if item.path.name in SLOW or name in SLOW:
+            item.add_marker("slow")

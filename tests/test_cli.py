@@ -254,3 +254,28 @@ def test_the_bar_counts_from_where_a_resumed_run_begins(minidiff, folder, tmp_pa
         code, _, err = minidiff("train", folder, "-o", tmp_path / "run", "--size", 16, *options)
         assert code == 0, err
     assert [(bar.initial, bar.n) for bar in bars] == [(0, 2), (2, 3)]
+
+
+def test_batch_size_rate_and_saves_are_as_asked(minidiff, folder, tmp_path, monkeypatch):
+    asked = {}
+
+    def fit(recipe, output, **options):
+        asked.update(options, batch_size=recipe.batch_size, lr=recipe.lr)
+        return iter(())
+
+    monkeypatch.setattr("minidiff.recipes.fit", fit)
+    code, _, err = minidiff(
+        "train", folder, "-o", tmp_path / "run", "--size", 16,
+        "--batch-size", 1, "--lr", 0.002, "--save-every", 7,
+    )  # fmt: skip
+    assert code == 0, err
+    assert (asked["batch_size"], asked["lr"], asked["save_every"]) == (1, 0.002, 7)
+
+
+def test_a_batch_larger_than_the_data_is_refused(minidiff, folder, tmp_path):
+    code, _, err = minidiff(
+        "train", folder, "-o", tmp_path / "run", "--size", 16, "--batch-size", 9
+    )
+    assert code == 1
+    assert "batch size 9 does not fit 2 images" in err
+    assert "Traceback" not in err

@@ -2,6 +2,7 @@
 
 import random
 import re
+import sys
 import warnings
 from dataclasses import replace
 from itertools import product
@@ -569,7 +570,9 @@ def test_the_command_chooses_by_the_words_a_model_knows(few_renders, monkeypatch
     assert "animal and hat" not in out
     told = []
     monkeypatch.setattr(cli, "some_data", lambda name, *_: told.append(name) or (None, None))
-    monkeypatch.setattr(cli, "examine", lambda *_, **__: SimpleNamespace(findings=[]))
+    monkeypatch.setattr(
+        sys.modules["minidiff.doctor"], "doctor", lambda *_, **__: SimpleNamespace(findings=[])
+    )
     cli.doctor(str(tmp_path / "run"))
     assert told == ["critters-duo"]
 

@@ -1,5 +1,6 @@
 """Recipes: data from files, training runs that can be stopped and gone on with."""
 
+import csv
 import gzip
 import json
 import signal
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 import minidiff as md
 from minidiff import recipes
 from minidiff.data import Batches, fashion
-from minidiff.state import saved_steps
+from minidiff.state import LossLog, saved_steps
 
 
 @pytest.fixture
@@ -190,6 +191,33 @@ def test_interrupted_and_resumed_equals_uninterrupted(folder, tmp_path):
     assert whole.keys() == parts.keys()
     for key, value in whole.items():  # weights, their averages and the optimizer's moments
         assert torch.allclose(value, parts[key], atol=1e-6), key
+
+
+def test_the_log_has_every_tenth_step_once_however_often_the_run_stopped(folder, tmp_path):
+    def lines(start: int = 0, steps: int = 6) -> list[dict[str, str]]:
+        recipe = tiny_recipe(folder)
+        recipe.steps = steps
+        seen = {
+            step.index + 1: (step.loss, step.lr)
+            for step in recipes.fit(recipe, tmp_path, resume=start > 0, save_every=4)
+        }
+        with (tmp_path / "loss.csv").open(newline="") as file:
+            log = list(csv.DictReader(file))
+        for line in log:
+            assert (number := int(line["step"])) <= start or (
+                float(line["loss"]), float(line["lr"]),
+            ) == pytest.approx(seen[number], rel=1e-5)  # fmt: skip
+        return log
+
+    first = lines(steps=12)
+    assert [line["step"] for line in first] == ["10", "12"]
+    assert first[0]["images_per_s"] == ""
+    assert float(first[1]["images_per_s"]) > 0
+    # As after a kill, with the state of step 11 on the disk: step 12 is made again.
+    LossLog(tmp_path / "loss.csv", 6, start=11)._begin()
+    with (tmp_path / "loss.csv").open(newline="") as file:
+        assert [line["step"] for line in csv.DictReader(file)] == ["10"]
+    assert [line["step"] for line in lines(12, 25)] == ["10", "20", "25"]
 
 
 def test_resume_without_a_state_says_so(folder, tmp_path):
