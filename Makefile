@@ -32,8 +32,8 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 help:
 	@echo "make book       render the book, print where it is"
 	@echo "make test       lint, types, unit tests, every notebook; each skipped if nothing changed"
-	@echo "make quick      lint, types and the tests that train nothing: a minute"
 	@echo "make retest     the same, whether or not anything changed"
+	@echo "make quick      lint, types and the tests that train nothing: a minute"
 	@echo "make lab        open the notebooks in JupyterLab (installs it first)"
 	@echo "make notebooks  execute the notebooks again, in place"
 	@echo "make mutants    plant classic mistakes, one at a time: do the tests notice?"

@@ -50,15 +50,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = ("data", "metrics", "plots")
-_HOMES = {  # name -> the module it is in
-    name: f"minidiff.{module}"
-    for module, names in {
-        "alignment": ("CLIP", "Alignment"),
-        "text": ("TextEncoder",),
-        "training": ("EMA", "Step", "loss", "train"),
-    }.items()
-    for name in names
-}
+_HOMES = {  # the module each name is in
+    "CLIP": "alignment", "Alignment": "alignment", "TextEncoder": "text",
+    "EMA": "training", "Step": "training", "loss": "training", "train": "training",
+}  # fmt: skip
 
 __all__ = [
     "CLIP", "EMA", "MLP", "VP", "Alignment", "Betas", "Condition", "Cosine", "Denoiser", "DiT", "Diffusion",
@@ -75,7 +70,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"minidiff.{name}")
     if name in _HOMES:
-        globals()[name] = value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value = getattr(import_module(f"minidiff.{_HOMES[name]}"), name)
         return value
     raise AttributeError(f"module 'minidiff' has no attribute {name!r}")
 

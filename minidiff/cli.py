@@ -132,9 +132,10 @@ def train(
 
     torch.manual_seed(seed)
     if what in JUDGES:
-        if resume or text_encoder or conditioning != "both":
+        if resume or text_encoder or conditioning != "both" or batch_size or lr:
             raise ValueError(
-                f"{what} takes none of --resume, --text-encoder and --conditioning: it is trained whole"
+                f"{what} takes none of --resume, --text-encoder, --conditioning, --batch-size and --lr: "
+                "it is trained whole"
             )
         if (output / "config.json").exists():
             raise FileExistsError(f"{output} holds a model: choose another folder")

@@ -131,6 +131,9 @@ class LossLog:
         lines = [["step", "loss", "lr", "images_per_s"]]
         if self.start and self.path.is_file():
             with self.path.open(newline="") as file:
-                lines += [line for line in list(csv.reader(file))[1:] if int(line[0]) <= self.start]
+                for line in csv.reader(file):
+                    # Neither the head nor a line that a kill tore apart.
+                    if len(line) == 4 and line[0].isdigit() and int(line[0]) <= self.start:
+                        lines.append(line)
         with write_whole(self.path) as unfinished, unfinished.open("w", newline="") as file:
             csv.writer(file).writerows(lines)

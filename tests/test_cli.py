@@ -176,7 +176,8 @@ def test_train_a_clip(minidiff, tmp_path, name, score, words):
     code, _, err = minidiff("train", name, "-o", tmp_path / "b", "--conditioning", "pooled")
     assert (code, err) == (
         1,
-        f"minidiff: {name} takes none of --resume, --text-encoder and --conditioning: it is trained whole\n",
+        f"minidiff: {name} takes none of --resume, --text-encoder, --conditioning, --batch-size and --lr: "
+        "it is trained whole\n",
     )
 
 
@@ -279,3 +280,12 @@ def test_a_batch_larger_than_the_data_is_refused(minidiff, folder, tmp_path):
     assert code == 1
     assert "batch size 9 does not fit 2 images" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("options", [("--batch-size", 4), ("--lr", 0.1), ("--resume",)])
+def test_what_a_judge_does_not_take_is_refused(minidiff, tmp_path, options):
+    code, _, err = minidiff("train", "critters-clip", "-o", tmp_path / "run", *options)
+    assert code == 1
+    assert "critters-clip takes none of --resume" in err
+    assert options[0] in err
+    assert not (tmp_path / "run").exists()

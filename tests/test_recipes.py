@@ -214,6 +214,8 @@ def test_the_log_has_every_tenth_step_once_however_often_the_run_stopped(folder,
     assert first[0]["images_per_s"] == ""
     assert float(first[1]["images_per_s"]) > 0
     # As after a kill, with the state of step 11 on the disk: step 12 is made again.
+    with (tmp_path / "loss.csv").open("a") as file:
+        file.write("1")  # and the next line was torn apart
     LossLog(tmp_path / "loss.csv", 6, start=11)._begin()
     with (tmp_path / "loss.csv").open(newline="") as file:
         assert [line["step"] for line in csv.DictReader(file)] == ["10"]
