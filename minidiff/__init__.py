@@ -1,8 +1,8 @@
 """minidiff: diffusion models, small and exact.
 
 The modules follow the chapters of the book: :mod:`~minidiff.forward`, :mod:`~minidiff.schedule`,
-:mod:`~minidiff.denoiser`, :mod:`~minidiff.training`, :mod:`~minidiff.sampling`,
-:mod:`~minidiff.guidance`, :mod:`~minidiff.text` and :mod:`~minidiff.alignment`. What they define for users
+:mod:`~minidiff.condition`, :mod:`~minidiff.denoiser`, :mod:`~minidiff.loss`, :mod:`~minidiff.training`,
+:mod:`~minidiff.sampling`, :mod:`~minidiff.guidance` and :mod:`~minidiff.text`. What they define for users
 is also found here.
 
 Names that need a large library (transformers, accelerate, torchvision, matplotlib) are imported when they
@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from minidiff import exact, likelihood
-from minidiff.denoiser import MLP, Condition, Denoiser, Diffusion, DiT, UNet
+from minidiff.condition import Condition, Encoder, LabelEncoder
+from minidiff.denoiser import MLP, Denoiser, Diffusion, DiT, UNet
 from minidiff.doctor import doctor
 from minidiff.forward import (
     Gaussian,
@@ -27,6 +28,7 @@ from minidiff.forward import (
 )
 from minidiff.guidance import clip, gradient_guide, guide, threshold
 from minidiff.interop import from_diffusers
+from minidiff.loss import loss
 from minidiff.pipeline import TextToImage
 from minidiff.sampling import State, ddim, ddpm, dpmpp_2m, generators, heun, noise, sample
 from minidiff.schedule import (
@@ -43,22 +45,22 @@ from minidiff.schedule import (
 
 if TYPE_CHECKING:
     from minidiff import data, metrics, plots
-    from minidiff.alignment import CLIP, Alignment
-    from minidiff.text import TextEncoder
-    from minidiff.training import EMA, Step, loss, train
+    from minidiff.text import CLIP, Alignment, TextEncoder
+    from minidiff.training import EMA, Step, train
 
 __version__ = "0.1.0"
 
 _MODULES = ("data", "metrics", "plots")
 _HOMES = {  # the module each name is in
-    "CLIP": "alignment", "Alignment": "alignment", "TextEncoder": "text",
-    "EMA": "training", "Step": "training", "loss": "training", "train": "training",
+    "CLIP": "text", "Alignment": "text", "TextEncoder": "text",
+    "EMA": "training", "Step": "training", "train": "training",
 }  # fmt: skip
 
 __all__ = [
     "CLIP", "EMA", "MLP", "VP", "Alignment", "Betas", "Condition", "Cosine", "Denoiser", "DiT", "Diffusion",
-    "Flow", "Gaussian", "Karras", "Linear", "NoiseLevel", "Prediction", "Schedule", "Shifted", "Sigmoid",
-    "State", "Step", "TextEncoder", "TextToImage", "UNet", "clip", "data", "ddim", "ddpm", "diffuse",
+    "Encoder", "Flow", "Gaussian", "Karras", "LabelEncoder", "Linear", "NoiseLevel", "Prediction",
+    "Schedule", "Shifted", "Sigmoid", "State", "Step", "TextEncoder", "TextToImage", "UNet", "clip", "data",
+    "ddim", "ddpm", "diffuse",
     "doctor", "dpmpp_2m", "exact", "from_diffusers", "from_target", "generators", "gradient_guide", "guide",
     "heun", "likelihood", "loss", "metrics", "noise", "plots", "posterior", "sample", "threshold",
     "to_target", "train", "transition",

@@ -218,7 +218,8 @@ def train_clip(
     """Train a small CLIP on one critter or two and save it; print how often it tells what a picture shows."""
     import torch
 
-    from minidiff import alignment, recipes
+    from minidiff import recipes
+    from minidiff import text as alignment
     from minidiff.data import reader as readers
     from minidiff.evaluation import clip_accuracy, duo_clip_accuracy
 
@@ -329,7 +330,7 @@ def doctor(
     if (Path(model) / "training.safetensors").is_file():
         raw = copy.deepcopy(diffusion)
         raw.load_state_dict(trained_weights(model))
-    told = captions if diffusion.text is not None else None
+    told = captions if diffusion.encoder is not None else None
     report = examine(diffusion, images, told, raw=raw, seed=seed)
     typer.echo(str(report))
     if report.findings:

@@ -26,11 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minidiff.denoiser import Condition, Diffusion
+from minidiff.condition import Condition
+from minidiff.denoiser import Diffusion
 from minidiff.exact import FiniteData, GaussianMixture
 from minidiff.forward import TINY, NoiseLevel, Prediction, diffuse, target_coefficients
 
-Told = Condition | Sequence[str] | None
+Conditions = Condition | Tensor | None
 TIMES = (0.02, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 1.0)
 SIGNIFICANT = 4.0  # standard errors
 
@@ -119,7 +120,7 @@ class Report:
 def doctor(
     model: Diffusion,
     x0: Tensor | None = None,
-    condition: Told = None,
+    condition: Any = None,
     *,
     raw: Diffusion | None = None,
     oracle: GaussianMixture | None = None,
@@ -132,7 +133,9 @@ def doctor(
         model: the one to sample from, usually the averaged one.
         x0: some of its training data (B, ...), as the network saw them; 256 or more tell enough. Without
             data only the model and its schedule are looked at.
-        condition: what each of them shows: captions or tensors, for a model that takes conditions.
+        condition: what each of them shows, as :meth:`Diffusion.encode
+            <minidiff.denoiser.Diffusion.encode>` takes it: captions, labels or a Condition; None for a model
+            without conditions.
         raw: the model before averaging, to see whether the average lags behind.
         oracle: the exact distribution of the data, if it is known.
         guide: a guidance function of your own, with the arguments of :func:`minidiff.guide`.
@@ -150,9 +153,11 @@ def doctor(
         return report
     if len(x0) < 2:
         raise ValueError(f"x0 holds {len(x0)} samples: give at least 2, better 256")
-    told = condition.pooled if isinstance(condition, Condition) else condition
-    if told is not None and len(told) != len(x0):
-        raise ValueError(f"{len(told)} conditions for {len(x0)} samples: give one for each")
+    condition = model.encode(condition)
+    if condition is not None and len(condition.pooled) != len(x0):
+        raise ValueError(
+            f"{len(condition.pooled)} conditions for {len(x0)} samples: give one for each"
+        )
     report.findings += _check_data(x0)
     if not x0.is_floating_point():
         return report
@@ -238,9 +243,11 @@ def _check_data(x0: Tensor) -> Iterator[Finding]:
 # --- numbers ------------------------------------------------------------------------------------
 
 
-def _check_numbers(model: Diffusion, x0: Tensor, condition: Told, seed: int) -> Iterator[Finding]:
+def _check_numbers(
+    model: Diffusion, x0: Tensor, condition: Conditions, seed: int
+) -> Iterator[Finding]:
     """Which layer makes the first nan or inf, in float32 and in bfloat16?"""
-    x0, condition = x0[:16], _part(condition, range(min(16, len(x0))))
+    x0, condition = x0[:16], _take(condition, range(min(16, len(x0))))
     level = model.schedule(torch.linspace(0.02, 1, len(x0), dtype=torch.float64))
     x_t = diffuse(x0, _noise(x0, seed), level)
     for name, enabled in (("float32", False), ("bfloat16", True)):
@@ -267,7 +274,7 @@ def _note(path: str, culprits: list[str], part: nn.Module, inputs: Any, out: Any
 
 
 def _errors(
-    model: Diffusion, x0: Tensor, condition: Told, oracle: GaussianMixture | None, seed: int
+    model: Diffusion, x0: Tensor, condition: Conditions, oracle: GaussianMixture | None, seed: int
 ) -> list[LevelError]:
     exact = FiniteData(x0) if oracle is None else oracle
     mean, variance = x0.mean(0), x0.var(0)  # (...), of each element
@@ -310,9 +317,11 @@ def _check_levels(report: Report) -> Iterator[Finding]:
         yield Finding("t coverage", f"at t = {times} a linear guess is better; {much}.", advice)
 
 
-def _check_time(model: Diffusion, x0: Tensor, condition: Told, seed: int) -> Iterator[Finding]:
+def _check_time(
+    model: Diffusion, x0: Tensor, condition: Conditions, seed: int
+) -> Iterator[Finding]:
     """The same input announced with other times must give other outputs."""
-    x0, condition = x0[:32], _part(condition, range(min(32, len(x0))))
+    x0, condition = x0[:32], _take(condition, range(min(32, len(x0))))
     level = model.schedule(0.5)
     x_t = diffuse(x0, _noise(x0, seed), level)
     right = model(x_t, level, condition).float()
@@ -324,11 +333,13 @@ def _check_time(model: Diffusion, x0: Tensor, condition: Told, seed: int) -> Ite
         yield Finding("time", "the output does not depend on the time.", advice)
 
 
-def _check_condition(model: Diffusion, x0: Tensor, condition: Told, seed: int) -> Iterator[Finding]:
+def _check_condition(
+    model: Diffusion, x0: Tensor, condition: Conditions, seed: int
+) -> Iterator[Finding]:
     """Is the condition heard, and does it tell anything about the data?"""
     level = model.schedule(0.8)
     x_t = diffuse(x0, _noise(x0, seed), level)
-    shuffled = _part(condition, [*range(1, len(x0)), 0])
+    shuffled = _take(condition, [*range(1, len(x0)), 0])
     right, wrong, none = (_guess(model, x_t, level, c) for c in (condition, shuffled, None))
     if max((right - other).abs().max().item() for other in (wrong, none)) < 1e-5:
         what = "the output is the same with any condition and with none."
@@ -376,22 +387,20 @@ def _undefined(model: Diffusion, level: NoiseLevel) -> bool:
     return bool((level.alpha * q - level.sigma * p).abs() < TINY)
 
 
-def _guess(model: Diffusion, x_t: Tensor, level: NoiseLevel, condition: Told) -> Tensor:
+def _guess(model: Diffusion, x_t: Tensor, level: NoiseLevel, condition: Conditions) -> Tensor:
     """The model's x0, in batches of 64."""
     parts = []
     for start in range(0, len(x_t), 64):
         chosen = range(start, min(start + 64, len(x_t)))
-        parts.append(model.denoise(x_t[start : start + 64], level, _part(condition, chosen)).x0)
+        parts.append(model.denoise(x_t[start : start + 64], level, _take(condition, chosen)).x0)
     return torch.cat(parts)
 
 
-def _part(condition: Any, chosen: Sequence[int]) -> Any:
+def _take(condition: Conditions, rows: Sequence[int]) -> Conditions:
     """The conditions of some samples."""
-    if condition is None:
-        return None
     if isinstance(condition, Condition):
-        return Condition(*(part[list(chosen)] for part in condition))
-    return [condition[i] for i in chosen]
+        return condition.take(rows)
+    return None if condition is None else condition[list(rows)]
 
 
 def _noise(x0: Tensor, seed: int) -> Tensor:

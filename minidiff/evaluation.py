@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minidiff.alignment import CLIP
 from minidiff.data import duo
 from minidiff.data.critters import (
     ATTRIBUTES,
@@ -24,6 +23,7 @@ from minidiff.data.reader import SHIPPED_DUO_READER, AttributeReader
 from minidiff.denoiser import Diffusion
 from minidiff.metrics import Interval, frechet_distance, kernel_distance, proportion
 from minidiff.pipeline import TextToImage
+from minidiff.text import CLIP
 
 EVERYTHING = tuple(ATTRIBUTES)
 SPLITS: tuple[tuple[str, Split], ...] = (("seen", "train"), ("held-out", "held_out"))
@@ -310,9 +310,9 @@ _ALONE = {
 def data_of(model: Diffusion) -> str | None:
     """What a model draws, "critters" or "critters-duo", told from the words it knows one by one; None if
     that does not tell. An encoder that takes words apart reads all of them, whatever the model draws."""
-    if model.text is None:
+    if model.encoder is None:
         return None
-    known: Any = model.text.tokenizer.get_vocab()  # type: ignore[union-attr, operator]
+    known: Any = model.encoder.tokenizer.get_vocab()  # type: ignore[union-attr, operator]
     # Whoever knows the words of two critters knows those of one too.
     for name, words in (("critters-duo", duo.vocabulary()), ("critters", vocabulary())):
         if all(word in known for word in words):
@@ -323,9 +323,9 @@ def data_of(model: Diffusion) -> str | None:
 def unknown_words(model: Diffusion, words: Iterable[str]) -> list[str]:
     """Those of the words that the model's text encoder cannot read; all of them if it has none."""
     words = list(words)
-    if model.text is None:
+    if model.encoder is None:
         return words
-    tokenizer: Any = model.text.tokenizer
+    tokenizer: Any = model.encoder.tokenizer
     tokens = tokenizer(words, add_special_tokens=False)["input_ids"]
     return [
         word

@@ -1,17 +1,27 @@
 """Files of models: where they are looked for, and how they are written, whole or not at all."""
 
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from torch import Tensor, nn
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """The models that come with minidiff, a folder each."""
 
 
-def locate(name: str | os.PathLike[str]) -> Path:
+def locate(
+    name: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+) -> Path:
     """The folder of a model: a folder of that name, else one shipped here, else one from the hub.
+
+    Args:
+        name: of the folder, the shipped model or the hub's repository.
+        revision: branch, tag or commit on the hub.
+        token: for the hub; None for the one you are logged in with.
 
     Raises:
         FileNotFoundError: there is none; the message says where it was looked for.
@@ -31,7 +41,9 @@ def locate(name: str | os.PathLike[str]) -> Path:
 
     try:
         files = ["*.json", "*.safetensors", "*.txt"]
-        return Path(snapshot_download(str(name), allow_patterns=files))
+        return Path(
+            snapshot_download(str(name), revision=revision, token=token, allow_patterns=files)
+        )
     except Exception as error:  # the hub client raises many kinds; the user needs one line
         reason = first_line(error)
         raise FileNotFoundError(
@@ -120,3 +132,20 @@ def fill_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         for file in files:
             os.chmod(file, plain.stat().st_mode)
             os.replace(file, folder / file.name)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module under the names it has without ``torch.compile``, which adds one of its own."""
+    return {key.replace("_orig_mod.", ""): value for key, value in module.state_dict().items()}
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load what :func:`weights` gave, into a module that may be compiled or not. In files of the first
+    format the encoder's weights are called ``text``.
+
+    Raises:
+        RuntimeError: names or shapes do not fit.
+    """
+    names = {key.replace("_orig_mod.", ""): key for key in module.state_dict()}
+    state = {re.sub(r"^(module\.)?text\.", r"\1encoder.", key): v for key, v in state.items()}
+    module.load_state_dict({names.get(key, key): value for key, value in state.items()})

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minidiff.denoiser import Condition, Denoiser
+from minidiff.condition import Condition
+from minidiff.denoiser import Denoiser
 from minidiff.forward import TINY, NoiseLevel, Prediction, broadcast
 
 
@@ -43,7 +44,7 @@ def guide(
 
     Args:
         denoise: ``model.denoise``, or anything with its arguments ``(x_t, level, condition)``.
-        condition: what to show: a :class:`~minidiff.denoiser.Condition`, one for all samples or one per
+        condition: what to show: a :class:`~minidiff.condition.Condition`, one for all samples or one per
             sample. Anything else is passed on as it is, for denoisers with conditions of their own.
         scale: strength, usually 1 to 7.
         negative: what to go away from; None for "anything", the unconditional model.

@@ -1,8 +1,7 @@
-"""The way out to the ``diffusers`` library, and back.
+"""The way in from the ``diffusers`` library.
 
-:func:`to_diffusers` writes a schedule of ours as a scheduler of theirs. :func:`from_diffusers` makes a
-denoiser of one of their networks and the scheduler it was trained with, so that every sampler, guidance
-and test of this library runs on models people already have::
+:func:`from_diffusers` makes a model of one of their networks and the scheduler it was trained with, so that
+every sampler, guidance, training run and test of this library works with models people already have::
 
     unet = UNet2DModel.from_pretrained(...)
     model = from_diffusers(unet, DDPMScheduler.from_pretrained(...))
@@ -12,6 +11,8 @@ and test of this library runs on models people already have::
 Three families of schedulers cover what is in use: chains of betas (DDPM and all that carry its table,
 whatever sampler they stand for), flow matching, and EDM. Their timestep i of a chain is our time
 (i + 1)/T: they count the first noisy level as 0, we count clean data as 0.
+
+The way out is a method: :meth:`Diffusion.to_diffusers <minidiff.denoiser.Diffusion.to_diffusers>`.
 """
 
 from collections.abc import Mapping
@@ -20,100 +21,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minidiff.denoiser import Condition
-from minidiff.forward import SIGMA_DATA, NoiseLevel, Prediction, Target, broadcast, from_target
-from minidiff.schedule import Betas, Chain, Flow, Karras, Linear, Schedule, Shifted
+from minidiff.condition import Condition
+from minidiff.denoiser import Diffusion
+from minidiff.forward import SIGMA_DATA, NoiseLevel, Target, broadcast
+from minidiff.schedule import PREDICTION_TYPES, Betas, Chain, Flow, Karras, Shifted
 
-PREDICTION_TYPES: dict[str, Target] = {
-    "epsilon": "eps",
-    "sample": "x0",
-    "v_prediction": "v",
-    "flow_prediction": "flow",
-}
+TARGETS: dict[str, Target] = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}  # type: ignore[misc]
+TARGETS["flow_prediction"] = "flow"
 
 
-def to_diffusers(schedule: Schedule, target: str = "eps", steps: int = 1000) -> Any:
-    """A ``diffusers`` scheduler with the noise levels of ``schedule``.
+class DiffusersModel(Diffusion):
+    """A network of ``diffusers`` as a model of this library; made by :func:`from_diffusers`.
 
-    ``Flow`` (also shifted) becomes a ``FlowMatchEulerDiscreteScheduler``, ``Karras`` an
-    ``EDMEulerScheduler``; every other schedule a ``DDPMScheduler`` with a table of betas, from which
-    ``DDIMScheduler.from_config(scheduler.config)`` and the like make other samplers. Its last beta is at
-    most 0.999, so a schedule that ends in pure noise comes close to it only.
-
-    Args:
-        schedule: any schedule of this library.
-        target: what the network predicts, for chains: "eps", "x0" or "v".
-        steps: length of the table, for schedules that are no chain themselves.
-
-    Raises:
-        ImportError: ``diffusers`` is not installed.
-        ValueError: diffusers has no name for the target, or it does not go with the schedule.
-    """
-    import diffusers
-
-    base: Any = schedule
-    shift = 1.0
-    while isinstance(base, Shifted):
-        base, shift = base.base, shift * base.shift
-    if isinstance(base, Flow):
-        if target not in ("eps", "flow"):  # "eps" is the default of the argument
-            raise ValueError(f"target {target!r}: a flow scheduler means velocities, 'flow'")
-        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=steps, shift=shift)
-    if isinstance(schedule, Karras):
-        if target not in ("eps", "edm"):
-            raise ValueError(f"target {target!r}: an EDM scheduler means EDM's mixture, 'edm'")
-        return diffusers.EDMEulerScheduler(
-            sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max, rho=schedule.rho,
-            sigma_data=SIGMA_DATA, num_train_timesteps=steps,
-        )  # fmt: skip
-    names = {ours: theirs for theirs, ours in PREDICTION_TYPES.items() if ours != "flow"}
-    if target not in names:
-        raise ValueError(f"target {target!r}: their chains know {', '.join(names)}")
-    middle = schedule(0.5)
-    if abs(middle.alpha**2 + middle.sigma**2 - 1) > 1e-6:
-        raise ValueError(f"{schedule} has no betas: alpha² + sigma² is not 1")
-    chain = {"num_train_timesteps": steps, "prediction_type": names[target], "clip_sample": False}
-    if isinstance(schedule, Linear) and not schedule.zero_terminal_snr:
-        chain |= {"num_train_timesteps": schedule.steps, "beta_schedule": "linear"}
-        chain |= {"beta_start": schedule.beta_min, "beta_end": schedule.beta_max}
-        return diffusers.DDPMScheduler(**chain)
-    steps = len(schedule.betas) if isinstance(schedule, Chain) else steps
-    alpha_bar = schedule(torch.arange(steps + 1, dtype=torch.float64) / steps).alpha ** 2
-    betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
-    chain |= {"num_train_timesteps": steps, "trained_betas": betas.clamp(max=0.999).tolist()}
-    return diffusers.DDPMScheduler(**chain)
-
-
-class DiffusersModel:
-    """A network of ``diffusers`` as a denoiser; made by :func:`from_diffusers`.
-
-    Attributes:
-        net: the network.
-        schedule: the noise levels it was trained on; its levels are the ones to sample along.
-        target: what its output means.
+    It is trained (:func:`minidiff.train`), examined (:func:`minidiff.doctor`) and sampled like any other.
+    ``model.net`` is the network itself, and its ``save_pretrained`` writes it as theirs.
     """
 
-    def __init__(self, net: nn.Module, schedule: Schedule, target: Target):
-        self.net, self.schedule, self.target = net, schedule, target
+    def ids(self, values: Any) -> Any:
+        """Conditions as the network takes them: they pass as they are, unless there is an encoder."""
+        return values if self.encoder is None else super().ids(values)
 
-    def denoise(
+    def forward(
         self,
         x_t: Tensor,
         level: NoiseLevel,
         condition: Condition | Tensor | Mapping[str, Any] | None = None,
-    ) -> Prediction:
-        """The clean sample and the noise that the network sees in ``x_t``.
+    ) -> Tensor:
+        """The network's raw output, without a learned variance if it has one.
 
         Args:
             x_t: (B, ...) noisy samples, for latent models latents.
             level: of this model's schedule, shape () or (B,).
             condition: a mapping is handed to the network as keyword arguments, as it is. A tensor
-                (B, T, D) or a :class:`~minidiff.denoiser.Condition`, with its mask, becomes
+                (B, T, D) or a :class:`~minidiff.condition.Condition`, with its mask, becomes
                 ``encoder_hidden_states``; a tensor (B,) of integers ``class_labels``. One, (1, ...),
                 serves all samples. None passes nothing.
 
         Returns:
-            Prediction shaped and typed like ``x_t``.
+            Tensor shaped like ``x_t``, in the network's dtype.
         """
         first = next(self.net.parameters())
         x, t = x_t, level.t.to(first.device, torch.float32).expand(len(x_t))
@@ -135,11 +80,12 @@ class DiffusersModel:
         out = out.sample if hasattr(out, "sample") else out[0]
         if out.shape[1] == 2 * x_t.shape[1]:  # mean and variance (Nichol & Dhariwal 2021)
             out = out.chunk(2, dim=1)[0]
-        return from_target(out.to(x_t), x_t, level, self.target)
+        result: Tensor = out
+        return result
 
 
 def from_diffusers(net: nn.Module, scheduler: Any) -> DiffusersModel:
-    """A denoiser made of a ``diffusers`` network and the scheduler it was trained with.
+    """A model made of a ``diffusers`` network and the scheduler it was trained with.
 
     The network may be a ``UNet2DModel``, a ``UNet2DConditionModel``, a ``DiTTransformer2DModel``, or any
     other that is called ``net(x, timestep=..., **condition)``. It is put into eval mode.
@@ -152,7 +98,9 @@ def from_diffusers(net: nn.Module, scheduler: Any) -> DiffusersModel:
         ValueError: the scheduler is of another kind or shifts by image size, or its prediction type is
             unknown.
     """
-    config = scheduler.config
+    config, size = scheduler.config, getattr(net, "config", {})
+    side = size.get("sample_size")
+    shape = (size["in_channels"], side, side) if isinstance(side, int) else None
     name, prediction = type(scheduler).__name__, config.get("prediction_type", "epsilon")
     net.eval()
     if name.startswith("EDM"):
@@ -161,7 +109,9 @@ def from_diffusers(net: nn.Module, scheduler: Any) -> DiffusersModel:
                 f"{name} with prediction_type {prediction!r} and sigma_data {config.sigma_data:g}: only "
                 f"'epsilon' and {SIGMA_DATA:g} are known here"
             )
-        return DiffusersModel(net, Karras(config.sigma_min, config.sigma_max, config.rho), "edm")
+        return DiffusersModel(
+            net, Karras(config.sigma_min, config.sigma_max, config.rho), "edm", shape=shape
+        )
     if name.startswith("FlowMatch"):
         if config.get("use_dynamic_shifting"):
             raise ValueError(
@@ -169,14 +119,16 @@ def from_diffusers(net: nn.Module, scheduler: Any) -> DiffusersModel:
                 "give DiffusersModel(net, Shifted(Flow(), shift), 'flow')"
             )
         shift = float(config.get("shift") or 1.0)
-        return DiffusersModel(net, Flow() if shift == 1 else Shifted(Flow(), shift), "flow")
-    if prediction not in PREDICTION_TYPES:
-        known = ", ".join(PREDICTION_TYPES)
+        return DiffusersModel(
+            net, Flow() if shift == 1 else Shifted(Flow(), shift), "flow", shape=shape
+        )
+    if prediction not in TARGETS:
+        known = ", ".join(TARGETS)
         raise ValueError(f"{name} has prediction_type {prediction!r}: known are {known}")
     if getattr(scheduler, "betas", None) is None:
         raise ValueError(f"{name} has no table of betas, and is neither flow matching nor EDM")
     schedule = Betas(tuple(scheduler.betas.double().tolist()))
-    return DiffusersModel(net, schedule, PREDICTION_TYPES[prediction])
+    return DiffusersModel(net, schedule, TARGETS[prediction], shape=shape)
 
 
 def _arguments(

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minidiff.denoiser import Condition, Diffusion
+from minidiff.denoiser import Diffusion
+from minidiff.device import default_device
 from minidiff.guidance import clip, guide
 from minidiff.sampling import SAMPLERS, Sampler, generators, noise, sample
 
@@ -39,26 +40,27 @@ class TextToImage:
     """
 
     def __init__(self, model: Diffusion):
-        if model.text is None:
+        if model.encoder is None:
             raise ValueError("this model has no text encoder, so it cannot follow a prompt")
         self.model = model
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], device: torch.device | str | None = None
+        cls, name: str | os.PathLike[str], device: torch.device | str | None = None, **options: Any
     ) -> "TextToImage":
         """Load a model that is shipped ("critters"), in a folder, or on the Hugging Face hub.
 
         Args:
             name: which.
             device: where to put it; None for a GPU if there is one, else the CPU.
+            options: ``net``, ``encoder``, ``revision`` and ``token``, as
+                :meth:`Diffusion.from_pretrained <minidiff.denoiser.Diffusion.from_pretrained>` takes them.
 
         Raises:
             FileNotFoundError: no such model.
+            ValueError: it cannot be rebuilt, or has no text encoder.
         """
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(Diffusion.from_pretrained(name, device))
+        return cls(Diffusion.from_pretrained(name, device or default_device(), **options))
 
     @torch.no_grad()
     def __call__(
@@ -125,20 +127,22 @@ class TextToImage:
         shape = self._shape(size)
         model, count = self.model, len(prompts) * num_images
         condition = model.encode(prompts)
-        empty = [p for p, heard in zip(prompts, condition.mask.any(1), strict=True) if not heard]
+        empty = [
+            p for p, any_token in zip(prompts, condition.mask.any(1), strict=True) if not any_token
+        ]
         if empty:
             warnings.warn(
                 f"nothing to follow in {reprlib.repr(empty)}: drawn without a prompt", stacklevel=3
             )  # the caller is beyond torch.no_grad
-        other = model.encode(negatives).expand(len(prompts)) if negatives else None
+        avoided = model.encode(negatives).expand(len(prompts)) if negatives else None
         levels = model.schedule.levels(steps)
         parts = []
         for start in range(0, count, batch_size):
             numbers = range(start, min(start + batch_size, count))
             rows = [i // num_images for i in numbers]  # the prompt of each image
-            asked = Condition(*(part[rows] for part in condition))
-            away = None if other is None else Condition(*(part[rows] for part in other))
-            denoise = clip(guide(model.denoise, asked, guidance, away, interval, rescale))
+            other = None if avoided is None else avoided.take(rows)
+            guided = guide(model.denoise, condition.take(rows), guidance, other, interval, rescale)
+            denoise = clip(guided)
             random = generators(seed + start, len(numbers))
             x = noise((len(numbers), *shape), levels[0], generator=random, device=model.device)
             extra = {"generator": random} if sampler == "ddpm" else {}

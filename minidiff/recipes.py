@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minidiff.alignment import CLIP
 from minidiff.data import Batches, Critters, Duo, captioned_folder, critters, duo, fashion_mnist
 from minidiff.data.fashion import CAPTIONS
 from minidiff.denoiser import Conditioning, Diffusion, UNet
@@ -26,7 +25,7 @@ from minidiff.pipeline import TextToImage
 from minidiff.plots import save_grid
 from minidiff.schedule import Cosine
 from minidiff.state import LOG_EVERY, LossLog, saved_steps
-from minidiff.text import TextEncoder
+from minidiff.text import CLIP, TextEncoder
 from minidiff.training import Step, processes, train
 
 
@@ -90,7 +89,7 @@ def text_to_image(
         conditioning=conditioning,
         places=places,
     )
-    return Diffusion(net, Cosine(), target="x0", text=text, shape=shape)
+    return Diffusion(net, Cosine(), target="x0", encoder=text, shape=shape)
 
 
 def critters_recipe(
@@ -212,7 +211,7 @@ def folder_recipe(
 
 
 def critters_clip(images: int = 40_000, size: int = 64, seed: int = 0) -> tuple[CLIP, Batches]:
-    """An untrained CLIP for critters, and the batches that :func:`minidiff.alignment.train_clip` takes.
+    """An untrained CLIP for critters, and the batches that :func:`minidiff.text.train_clip` takes.
 
     It sees what the denoiser of :func:`critters_recipe` sees, the training split, and no other pairs.
 

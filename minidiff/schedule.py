@@ -22,9 +22,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from minidiff.forward import NoiseLevel
+from minidiff.forward import SIGMA_DATA, NoiseLevel
 
 Spacing = Literal["uniform", "trailing", "log_snr", "karras"]
+PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+"""What a network of a chain predicts, in the words of ``diffusers``."""
 ALMOST_ZERO = 1e-10  # stands for alpha = 0 where its logarithm is needed
 NOISE_TO_DATA = (0.002, 80.0)
 """Smallest and largest sigma/alpha that the spacings in log-SNR visit (Karras et al. 2022, table 1)."""
@@ -113,11 +115,48 @@ class Schedule:
         zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
         return [*(self(t) for t in times), NoiseLevel(zero, one, zero)]
 
-    def to_diffusers(self, target: str = "eps", steps: int = 1000) -> Any:
-        """This schedule in the ``diffusers`` library: see :func:`minidiff.interop.to_diffusers`."""
-        from minidiff import interop  # for those who have that library
+    def to_diffusers(self, target: str, steps: int = 1000) -> Any:
+        """A scheduler of the ``diffusers`` library with these noise levels, for a network of this target.
 
-        return interop.to_diffusers(self, target, steps)
+        ``Flow`` (also shifted) becomes a ``FlowMatchEulerDiscreteScheduler``, ``Karras`` an
+        ``EDMEulerScheduler``; every other schedule a ``DDPMScheduler`` with a table of betas, from which
+        ``DDIMScheduler.from_config(scheduler.config)`` and the like make other samplers. Its last beta is
+        at most 0.999, so a schedule that ends in pure noise comes close to it only.
+
+        Args:
+            target: what the network predicts: "eps", "x0" or "v"; for ``Flow`` "flow", for ``Karras`` "edm".
+            steps: length of the table, for schedules that are no chain themselves.
+
+        Raises:
+            ImportError: ``diffusers`` is not installed.
+            ValueError: diffusers has no name for the target, or it does not go with the schedule.
+        """
+        from diffusers import DDPMScheduler  # for those who have that library
+
+        if target not in PREDICTION_TYPES:
+            known = ", ".join(PREDICTION_TYPES)
+            raise ValueError(f"target {target!r} with {self}: their chains know {known}")
+        middle = self(0.5)
+        if abs(middle.alpha**2 + middle.sigma**2 - 1) > 1e-6:
+            raise ValueError(f"{self} has no betas: alpha² + sigma² is not 1")
+        steps = len(self.betas) if isinstance(self, Chain) else steps
+        table: dict[str, Any]
+        if isinstance(self, Linear) and not self.zero_terminal_snr:
+            table = {
+                "beta_schedule": "linear",
+                "beta_start": self.beta_min,
+                "beta_end": self.beta_max,
+            }
+        else:
+            alpha_bar = self(torch.arange(steps + 1, dtype=torch.float64) / steps).alpha ** 2
+            betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
+            table = {"trained_betas": betas.clamp(max=0.999).tolist()}
+        return DDPMScheduler(
+            num_train_timesteps=steps,
+            prediction_type=PREDICTION_TYPES[target],
+            clip_sample=False,
+            **table,
+        )
 
     def _log_snr(self, t: Tensor) -> Tensor:
         return NoiseLevel(t, *self.coefficients(t)).log_snr
@@ -328,6 +367,15 @@ class Karras(Schedule):
         if not self.rho > 0:
             raise ValueError(f"rho = {self.rho:g} must be positive")
 
+    def to_diffusers(self, target: str, steps: int = 1000) -> Any:
+        from diffusers import EDMEulerScheduler
+
+        _check_target(self, target, "edm")
+        return EDMEulerScheduler(
+            sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho, sigma_data=SIGMA_DATA,
+            num_train_timesteps=steps,
+        )  # fmt: skip
+
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         low, high = (sigma ** (1 / self.rho) for sigma in (self.sigma_min, self.sigma_max))
         return torch.ones_like(t), (low + t * (high - low)) ** self.rho
@@ -339,6 +387,12 @@ class Flow(Schedule):
 
     Lipman et al. 2023 (conditional optimal transport), Liu et al. 2023 (rectified flow).
     """
+
+    def to_diffusers(self, target: str, steps: int = 1000, shift: float = 1.0) -> Any:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        _check_target(self, target, "flow")
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=steps, shift=shift)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t, t.clone()
@@ -367,12 +421,26 @@ class Shifted(Schedule):
         if not self.shift > 0:
             raise ValueError(f"shift = {self.shift:g} must be positive")
 
+    def to_diffusers(self, target: str, steps: int = 1000) -> Any:
+        base: Any = self
+        shift = 1.0
+        while isinstance(base, Shifted):
+            base, shift = base.base, shift * base.shift
+        if isinstance(base, Flow):
+            return base.to_diffusers(target, steps, shift)
+        return super().to_diffusers(target, steps)
+
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         wanted = self.base._log_snr(t) - 2 * math.log(self.shift)
         return self.base.coefficients(self.base.time(wanted).to(t))
 
     def config(self) -> dict[str, Any]:
         return {"name": "Shifted", "base": self.base.config(), "shift": self.shift}
+
+
+def _check_target(schedule: Schedule, target: str, only: str) -> None:
+    if target != only:
+        raise ValueError(f"target {target!r} with {schedule}: their scheduler means {only!r}")
 
 
 def _variance_preserving(log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from minidiff.files import write_whole
+from minidiff.files import load_weights, weights, write_whole
 
 LOG_EVERY = 10
 """Steps between two lines of ``loss.csv``."""
@@ -41,8 +41,8 @@ class TrainingState:
         """Write the state after ``steps`` steps into ``folder``; the file is replaced whole."""
         if not self.writes:  # one process of many is enough
             return
-        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
-        tensors |= {f"ema.{key}": value for key, value in self.ema.state_dict().items()}
+        tensors = {f"model.{key}": value for key, value in weights(self.model).items()}
+        tensors |= {f"ema.{key}": value for key, value in weights(self.ema).items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in moments.items()}
         # Copies: safetensors refuses tensors that share memory, as T5's embedding tables do.
@@ -64,8 +64,8 @@ class TrainingState:
                 if k.startswith(f"{name}.")
             }
 
-        self.model.load_state_dict(part("model"))
-        self.ema.load_state_dict(part("ema"))
+        load_weights(self.model, part("model"))
+        load_weights(self.ema, part("ema"))
         parameters = self.optimizer.param_groups[0]["params"]
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in part("optimizer").items():

@@ -1,7 +1,6 @@
 """Training: teach a network to tell data from noise (chapter 4).
 
-The whole of it is five lines, and :func:`loss` is where they stand: draw a time, draw noise, mix,
-predict, compare. Around them :func:`train` does what every training run does (optimizer, learning rate,
+:func:`train` does what every training run does around :func:`minidiff.loss` (optimizer, learning rate,
 averaged weights, devices and processes through ``accelerate``), one step at a time, as a generator::
 
     for step in train(model, loader, steps=1000):
@@ -9,16 +8,18 @@ averaged weights, devices and processes through ``accelerate``), one step at a t
             print(step.index, step.loss)
     samples = sample(ddim(step.ema.denoise, x, levels))
 
-The caller owns the data, the printing and the stopping.
+The caller owns the data, the printing and the stopping. Batches come in at one door, :func:`unpack`, where
+captions and labels become tensors; a step is a function of tensors.
 """
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -26,145 +27,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from minidiff.denoiser import Condition, Diffusion
-from minidiff.forward import (
-    SIGMA_DATA,
-    NoiseLevel,
-    broadcast,
-    diffuse,
-    from_target,
-    target_coefficients,
-    to_target,
-)
+from minidiff.condition import Condition
+from minidiff.denoiser import Diffusion
+from minidiff.device import has_bf16
+from minidiff.loss import Term, Weighting, loss
 from minidiff.state import TrainingState
 
-Batch = Tensor | tuple[Tensor, Condition | Sequence[str] | None] | list[Any]
-Weighting = Callable[[NoiseLevel], Tensor]
-Judge = Callable[[Tensor, NoiseLevel, Sequence[str], Tensor | None], Tensor]  # Alignment is one
+if TYPE_CHECKING:
+    from minidiff.text import Alignment
 
-
-def snr_weight(level: NoiseLevel) -> Tensor:
-    """SNR: the plain squared error of eps, written for x0 (Kingma et al. 2021, eq. 13)."""
-    return level.snr
-
-
-def min_snr_weight(level: NoiseLevel) -> Tensor:
-    """min(SNR, 5): no level may shout (Hang et al. 2023, section 3.4)."""
-    return level.snr.clamp(max=5)
-
-
-def snr_plus_one_weight(level: NoiseLevel) -> Tensor:
-    """min(SNR + 1, 50): the plain squared error of v, written for x0 (Salimans & Ho 2022, section 4),
-    capped where x_t is so clean that the error says nothing more."""
-    return (level.snr + 1).clamp(max=50)
-
-
-def edm_weight(level: NoiseLevel) -> Tensor:
-    """EDM's lambda(sigma), 1/c_out², at any alpha (Karras et al. 2022, table 1): the plain squared error
-    of the target "edm", written for x0."""
-    variance = level.alpha**2 * SIGMA_DATA**2 + level.sigma**2  # of x_t
-    return variance / (level.sigma * SIGMA_DATA) ** 2
-
-
-def sigmoid_weight(level: NoiseLevel, bias: float = 2.0) -> Tensor:
-    """The squared error of eps times sigmoid(bias - log SNR), written for x0: clean levels, where only
-    the last digits of the data are at stake, count little (Kingma & Gao 2023)."""
-    return level.snr * torch.sigmoid(bias - level.log_snr)
-
-
-def uniform_weight(level: NoiseLevel) -> Tensor:
-    """1: the plain squared error of x0."""
-    return torch.ones_like(level.alpha)
-
-
-WEIGHTINGS: dict[str, Weighting | None] = {
-    "simple": None,  # every level counts the same in the target's own units (Ho et al. 2020, eq. 14)
-    "uniform": uniform_weight,
-    "snr": snr_weight,
-    "min_snr": min_snr_weight,
-    "snr_plus_one": snr_plus_one_weight,
-    "edm": edm_weight,
-    "sigmoid": sigmoid_weight,
-}
-
-
-def stratified_times(n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """``n`` times in (0, 1], one in each n-th of the interval, moved together by one random shift.
-
-    Every time is uniform, as the loss demands; together they cover the interval evenly, which takes
-    much of the noise out of the loss (Kingma et al. 2021, appendix I.1). t = 1 can occur, t = 0 cannot.
-
-    Returns:
-        (n,) float64 (float32 on MPS).
-    """
-    kind = torch.float32 if device.type == "mps" else torch.float64
-    shift = torch.rand(1, generator=generator, device=device, dtype=kind)
-    # Shuffled: a data set that comes in the same order every time must not tie times to samples.
-    stratum = torch.randperm(n, generator=generator, device=device)
-    return 1 - (shift + stratum) / n
-
-
-def loss(
-    model: Diffusion,
-    x0: Tensor,
-    condition: Condition | Sequence[str] | None = None,
-    *,
-    weighting: str | Weighting = "simple",
-    condition_dropout: float = 0.0,
-    alignment: Judge | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """The training loss: how wrong is the network about a random mixture of data and noise?
-
-    ``E || target(x0, eps) - net(x_t, t) ||²``; for target "eps" and the simple weighting this is Ho et
-    al. 2020, eq. 14. A weighting is defined once, as a factor w(level) of the squared error of x0, and
-    converted: the error of x0 is ``sigma/det`` times the error of the output.
-
-    Args:
-        model: network, schedule and target.
-        x0: clean samples (B, ...), images in [-1, 1].
-        condition: what each sample shows, or None.
-        weighting: "simple", "uniform", "snr", "min_snr", "snr_plus_one", "edm", "sigmoid", or w(level).
-        condition_dropout: chance in [0, 1] that a sample's condition is withheld, drawn for each
-            sample on its own; classifier-free guidance needs about 0.1.
-        alignment: a term to add that compares the guess of x0 with the caption
-            (:class:`minidiff.alignment.Alignment`); then ``condition`` must be captions.
-        generator: source of times, noise and dropout, on the device of ``x0``.
-
-    Returns:
-        Mean over batch and elements, a tensor of shape ().
-
-    Raises:
-        ValueError: the weighting is unknown, ``condition_dropout`` is no chance, or there are no captions
-            to align with.
-    """
-    if not 0 <= condition_dropout <= 1:
-        raise ValueError(
-            f"condition_dropout = {condition_dropout:g} is a chance: give it in [0, 1]"
-        )
-    if isinstance(weighting, str) and weighting not in WEIGHTINGS:
-        raise ValueError(f"unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}")
-    level = model.schedule(stratified_times(len(x0), generator, x0.device))
-    eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-    x_t = diffuse(x0, eps, level)
-    drop = None
-    if condition_dropout > 0:
-        drop = torch.rand(len(x0), generator=generator, device=x0.device) < condition_dropout
-    out = model(x_t, level, condition, drop)
-    error = (out.float() - to_target(x0, eps, level, model.target)) ** 2
-    weigh = WEIGHTINGS[weighting] if isinstance(weighting, str) else weighting
-    if weigh is not None:
-        p, q = target_coefficients(model.target, level)
-        det = level.alpha * q - level.sigma * p
-        error = broadcast(weigh(level) * (level.sigma / det) ** 2, error) * error
-    if alignment is None:
-        return error.mean()
-    if condition is None or isinstance(condition, Condition):
-        raise ValueError(
-            "alignment compares pictures with captions: give captions as the condition"
-        )
-    x0_hat = from_target(out.float(), x_t.float(), level, model.target).x0
-    return error.mean() + alignment(x0_hat, level, condition, drop)
+Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+X0_KEYS = ("x0", "pixel_values", "image", "images")
+CONDITION_KEYS = ("condition", "text", "caption", "captions", "label", "labels")
 
 
 class EMA(AveragedModel):
@@ -236,7 +110,7 @@ def train(
     ema_decay: float = 0.999,
     condition_dropout: float = 0.1,
     weighting: str | Weighting = "simple",
-    alignment: Judge | None = None,
+    alignment: "Alignment | None" = None,
     max_grad_norm: float = 1.0,
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     seed: int = 0,
@@ -252,18 +126,19 @@ def train(
 
     Args:
         model: what to train; it is moved to the device.
-        batches: x0, or pairs (x0, condition), with x0 (B, ...) and condition a Condition, a list of B
-            captions or None. Started again when it ends. A DataLoader is split between processes; of
-            any other iterable, process r of n takes every n-th batch from the r-th on.
+        batches: what :func:`unpack` takes: x0, pairs (x0, captions), (x0, labels) or (x0, Condition), or a
+            dict as Hugging Face's ``datasets`` gives them. Started again when it ends. A DataLoader is
+            split between processes; of any other iterable, process r of n takes every n-th batch from the
+            r-th on.
         steps: optimizer steps in all, those before ``resume`` included.
         lr: highest learning rate.
-        warmup: steps over which the learning rate rises from 0.
+        warmup: steps over which the learning rate rises from 0; a tenth of the run at most.
         decay_from: share of the run, in [0, 1], after which it falls.
         weight_decay: AdamW's.
         ema_decay: see :class:`EMA`.
-        condition_dropout: see :func:`loss`.
-        weighting: see :func:`loss`.
-        alignment: see :func:`loss`.
+        condition_dropout: see :func:`minidiff.loss`.
+        weighting: see there.
+        alignment: a term about pictures and captions to add to the loss; then every batch has captions.
         max_grad_norm: gradients longer than this are scaled down.
         precision: "bf16" computes the network in bfloat16 (weights and loss stay float32), "fp32" does
             not, "auto" uses bfloat16 where the hardware has it.
@@ -274,7 +149,8 @@ def train(
         One :class:`Step` per optimizer step.
 
     Raises:
-        ValueError: ``steps`` is smaller than 1, ``batches`` is empty, or an argument of :func:`loss` is bad.
+        ValueError: ``steps`` is smaller than 1, ``batches`` is empty, a batch cannot be used, or an
+            argument of :func:`minidiff.loss` is bad.
         FileNotFoundError: ``resume`` names a folder without a training state.
     """
     if steps < 1:
@@ -288,8 +164,9 @@ def train(
         raise ValueError(f"decay_from = {decay_from:g} is a share of the run: give it in [0, 1]")
     if precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"unknown precision {precision!r}: choose one of auto, bf16, fp32")
-    if isinstance(model.text, nn.Module) and getattr(model.text, "frozen", False):
-        model.text.requires_grad_(False)  # whatever was asked of the whole model
+    encoder: Any = model.encoder
+    if getattr(encoder, "frozen", False):
+        encoder.requires_grad_(False)  # whatever was asked of the whole model
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(
@@ -305,9 +182,9 @@ def train(
     ema = EMA(model, ema_decay)
     state = TrainingState(model, ema, optimizer, accelerator.is_main_process)
     start = 0 if resume is None else state.load(Path(resume))
-    objective = partial(
-        loss, weighting=weighting, condition_dropout=condition_dropout, alignment=alignment
-    )
+    objective = partial(loss, weighting=weighting, condition_dropout=condition_dropout)
+    # What does not learn is encoded before the step.
+    fixed = encoder is not None and not any(p.requires_grad for p in encoder.parameters())
     objective = accelerator.prepare_model(_Objective(model, objective))
     if isinstance(batches, DataLoader):
         batches = accelerator.prepare_data_loader(batches)
@@ -318,20 +195,19 @@ def train(
     generator = torch.Generator(device)
     try:
         for index in range(start, steps):
-            batch = next(share)
-            x0, *told = batch if isinstance(batch, (tuple, list)) else (batch,)
-            condition = told[0] if told else None
-            if not x0.is_floating_point():
-                raise ValueError(
-                    f"a batch holds {x0.dtype}, not floats: bring images to [-1, 1] first"
-                )
+            x0, values = unpack(next(share))
+            term = None if alignment is None else alignment.term(_captions(values))
+            condition = model.ids(values)
+            if fixed:
+                with torch.no_grad():
+                    condition = model.encode(condition)
             x0 = x0.to(device, torch.float32)
             generator.manual_seed(((seed * 1_000_003 + index) * 1_009 + rank) % 2**63)
-            rate = lr * _trapezoid(index, steps, warmup, decay_from)
+            rate = lr * _trapezoid(index, steps, min(warmup, steps // 10), decay_from)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                value = objective(x0, condition, generator)
+                value = objective(x0, condition, term, generator)
             optimizer.zero_grad()
             accelerator.backward(value)
             nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
@@ -341,6 +217,46 @@ def train(
             yield Step(index, averaged, rate, main, value.detach(), state)
     finally:
         model.eval()
+
+
+def unpack(batch: Batch) -> tuple[Tensor, Any]:
+    """The samples of a batch, and what is said of them.
+
+    Args:
+        batch: x0 alone; a pair (x0, condition) with captions, labels, or a Condition; or a dict with one
+            of :data:`X0_KEYS` and at most one of :data:`CONDITION_KEYS`.
+
+    Returns:
+        (x0, condition): a tensor of floats (B, ...), and what the model's encoder reads, or None.
+
+    Raises:
+        ValueError: the batch is of another form, or its samples are no tensor of floats.
+    """
+    if isinstance(batch, Mapping):
+        found = [[key for key in keys if key in batch] for keys in (X0_KEYS, CONDITION_KEYS)]
+        if len(found[0]) != 1 or len(found[1]) > 1:
+            raise ValueError(
+                f"a batch with {', '.join(map(repr, batch))}: give one of {', '.join(X0_KEYS)} and at most "
+                f"one of {', '.join(CONDITION_KEYS)}"
+            )
+        batch = tuple(batch[key] for keys in found for key in keys)
+    x0, *rest = batch if isinstance(batch, tuple | list) else (batch,)
+    if len(rest) > 1:
+        raise ValueError(f"a batch of {len(rest) + 1} parts: give x0, or (x0, condition)")
+    if not isinstance(x0, Tensor):
+        raise ValueError(
+            f"a batch whose samples are {reprlib.repr(x0)}: give a tensor (B, ...), images in [-1, 1]"
+        )
+    if not x0.is_floating_point():
+        raise ValueError(f"a batch holds {x0.dtype}, not floats: bring images to [-1, 1] first")
+    return x0, rest[0] if rest else None
+
+
+def _captions(values: Any) -> Any:
+    """The values, if they can be captions."""
+    if isinstance(values, Condition) or not isinstance(values, tuple | list):
+        raise ValueError("alignment compares pictures with captions: give batches (x0, captions)")
+    return values
 
 
 class _Objective(nn.Module):
@@ -353,10 +269,11 @@ class _Objective(nn.Module):
     def forward(
         self,
         x0: Tensor,
-        condition: Condition | Sequence[str] | None,
+        condition: Condition | Tensor | None,
+        term: Term | None,
         generator: torch.Generator,
     ) -> Tensor:
-        return self.objective(self.model, x0, condition, generator=generator)
+        return self.objective(self.model, x0, condition, alignment=term, generator=generator)
 
 
 def processes() -> PartialState:
@@ -366,15 +283,6 @@ def processes() -> PartialState:
     one that runs alone.
     """
     return PartialState(cpu=not torch.accelerator.is_available())
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 faster than in float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return False
 
 
 def _trapezoid(index: int, steps: int, warmup: int, decay_from: float) -> float:

@@ -21,7 +21,7 @@ class Batches:
         seed: of the shuffles.
         start: number of the first batch.
         wrong_caption: a caption that is not true of image i in an epoch, "" for none; for
-            :meth:`CLIP.loss <minidiff.alignment.CLIP.loss>`, which learns from such too.
+            :meth:`CLIP.loss <minidiff.text.CLIP.loss>`, which learns from such too.
 
     Yields:
         (x0, captions): x0 (batch_size, C, H, W) float32 in [-1, 1], and a list of strings: first the

@@ -2,8 +2,8 @@
 
 from minidiff.denoiser.diffusion import Denoiser, Diffusion
 from minidiff.denoiser.dit import DiT
-from minidiff.denoiser.layers import Condition, Conditioning
+from minidiff.denoiser.layers import Conditioning
 from minidiff.denoiser.mlp import MLP
 from minidiff.denoiser.unet import UNet
 
-__all__ = ["MLP", "Condition", "Conditioning", "Denoiser", "DiT", "Diffusion", "UNet"]
+__all__ = ["MLP", "Conditioning", "Denoiser", "DiT", "Diffusion", "UNet"]

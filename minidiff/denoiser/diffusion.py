@@ -2,18 +2,22 @@
 
 import json
 import os
+import reprlib
+import tempfile
 from collections.abc import Sequence
-from typing import Any, Protocol, get_args
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol, cast, get_args
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from minidiff.condition import Condition, Encoder, LabelEncoder
 from minidiff.denoiser.dit import DiT
-from minidiff.denoiser.layers import Condition
 from minidiff.denoiser.mlp import MLP
 from minidiff.denoiser.unet import UNet
-from minidiff.files import fill_folder, locate
+from minidiff.files import fill_folder, load_weights, locate, weights
 from minidiff.forward import (
     SIGMA_DATA,
     NoiseLevel,
@@ -22,9 +26,10 @@ from minidiff.forward import (
     broadcast,
     from_target,
 )
-from minidiff.schedule import Schedule, schedule_from_config
+from minidiff.schedule import Chain, Karras, Schedule, schedule_from_config
 
 NETWORKS: dict[str, Any] = {"UNet": UNet, "DiT": DiT, "MLP": MLP}
+"""The networks that a saved model names; any other is given to :meth:`Diffusion.from_pretrained`."""
 
 
 class Denoiser(Protocol):
@@ -37,15 +42,17 @@ class Diffusion(nn.Module):
     """A network together with the schedule it is trained on and the target it predicts.
 
     Args:
-        net: ``net(x, t, condition)`` -> tensor shaped like ``x``.
+        net: ``net(x, t, condition)`` -> tensor shaped like ``x``, with x (B, ...), t (B,) in [0, 1], and a
+            :class:`~minidiff.condition.Condition` or None. Any module of yours will do.
         schedule: which noise levels it is trained on.
         target: what its output means: "eps", "x0", "v", "flow" or "edm".
-        text: turns captions into conditions (:class:`minidiff.text.TextEncoder`); None for a model
-            that takes :class:`Condition` tensors, or none.
+        encoder: makes conditions of captions (:class:`minidiff.text.TextEncoder`), of labels
+            (:class:`minidiff.condition.LabelEncoder`), or of what your own reads; None for a model that is
+            given conditions, or none.
         shape: shape of one sample, (C, H, W), for those who draw without data at hand; None if open.
 
     Raises:
-        ValueError: the target is unknown.
+        ValueError: the target is unknown, or the encoder is no module with ``ids`` and ``dim``.
     """
 
     def __init__(
@@ -53,7 +60,7 @@ class Diffusion(nn.Module):
         net: nn.Module,
         schedule: Schedule,
         target: Target = "eps",
-        text: nn.Module | None = None,
+        encoder: Encoder | None = None,
         shape: Sequence[int] | None = None,
     ):
         super().__init__()
@@ -61,7 +68,12 @@ class Diffusion(nn.Module):
             raise ValueError(
                 f"unknown target {target!r}: choose one of {', '.join(get_args(Target))}"
             )
-        self.net, self.schedule, self.target, self.text = net, schedule, target, text
+        if not (encoder is None or (isinstance(encoder, nn.Module) and hasattr(encoder, "ids"))):
+            raise ValueError(
+                f"encoder = {type(encoder).__name__}: give a torch module with ids(values), forward(ids) "
+                "and dim"
+            )
+        self.net, self.schedule, self.target, self.encoder = net, schedule, target, encoder
         self.shape = None if shape is None else tuple(shape)
 
     @property
@@ -69,22 +81,45 @@ class Diffusion(nn.Module):
         """Where the parameters are."""
         return next(self.parameters()).device
 
-    def encode(self, captions: Sequence[str]) -> Condition:
-        """The conditions that the captions stand for, one per caption.
+    def ids(self, values: Any) -> Any:
+        """The door: captions, labels, or what else the encoder reads, as whole numbers (B, ...) on the CPU.
+
+        None, conditions, and for a model without an encoder tensors, pass as they are.
 
         Raises:
-            ValueError: the model has no text encoder.
+            ValueError: there is no encoder to read the values, or it cannot read them.
         """
-        if self.text is None:
-            raise ValueError(f"this model has no text encoder, so it cannot follow {captions!r}")
-        return self.text(captions)
+        if values is None or isinstance(values, Condition):
+            return values
+        if self.encoder is not None:
+            return self.encoder.ids(values)
+        if isinstance(values, Tensor):
+            return values
+        raise ValueError(
+            f"this model has no encoder, so it cannot follow {reprlib.repr(values)}: give "
+            "Diffusion(..., encoder=TextEncoder or LabelEncoder), or batches without conditions"
+        )
+
+    def encode(self, values: Any) -> Any:
+        """The conditions that captions, labels or their numbers stand for, one each.
+
+        Args:
+            values: what the encoder reads, or numbers from :meth:`ids`. None and conditions pass as they
+                are, and so do, in a model without an encoder, tensors.
+
+        Returns:
+            A :class:`~minidiff.condition.Condition` for what an encoder has read.
+
+        Raises:
+            ValueError: there is no encoder to read the values, or it cannot read them.
+        """
+        numbers = values if isinstance(values, Tensor) else self.ids(values)
+        if self.encoder is None or not isinstance(numbers, Tensor):
+            return numbers
+        return self.encoder(numbers)
 
     def forward(
-        self,
-        x_t: Tensor,
-        level: NoiseLevel,
-        condition: Condition | Sequence[str] | None = None,
-        drop: Tensor | None = None,
+        self, x_t: Tensor, level: NoiseLevel, condition: Condition | Tensor | None = None
     ) -> Tensor:
         """The network's raw output, for training.
 
@@ -95,38 +130,40 @@ class Diffusion(nn.Module):
         Args:
             x_t: noisy samples, (B, ...).
             level: their levels, () or (B,).
-            condition: what each sample shows: tensors, captions, or None.
-            drop: (B,) bool, samples whose condition is withheld.
+            condition: what each sample shows, from :meth:`encode`; one serves all samples. A network of your
+                own may take a tensor instead.
 
         Returns:
             Tensor shaped like ``x_t``, in the dtype that the network computes in.
+
+        Raises:
+            ValueError: the condition is not encoded, or there are neither one nor as many as samples.
         """
+        like = next(self.net.parameters())
         if isinstance(condition, Condition):
-            encoded: Condition | None = condition.to(next(self.net.parameters()))
-        else:
-            encoded = None if condition is None else self.encode(condition)
-        if encoded is not None:
-            encoded = encoded.expand(len(x_t))
-            if drop is not None:
-                encoded = encoded.drop(drop)
+            condition = condition.to(like).expand(len(x_t))
+        elif isinstance(condition, str | list | tuple):
+            raise ValueError(
+                f"condition = {reprlib.repr(condition)} is not encoded: give model.encode(...) of it"
+            )
         data_std = SIGMA_DATA if self.target == "edm" else 1.0
         scale = (level.alpha**2 * data_std**2 + level.sigma**2).rsqrt()
-        x = (broadcast(scale, x_t) * x_t).to(next(self.net.parameters()))  # its dtype and device
+        x = (broadcast(scale, x_t) * x_t).to(like)  # its dtype and device
         t = level.t.to(x.device, torch.float32).expand(len(x))  # () or (B,) -> (B,)
-        return self.net(x, t, encoded)
+        return self.net(x, t, condition)
 
     def denoise(
         self,
         x_t: Tensor,
         level: NoiseLevel,
-        condition: Condition | Sequence[str] | None = None,
+        condition: Condition | Tensor | None = None,
     ) -> Prediction:
         """The clean sample and the noise the network sees in ``x_t``.
 
         Args:
             x_t: noisy samples, (B, ...), any floating dtype, on any device.
             level: their level, () or (B,).
-            condition: what each sample should show, or None.
+            condition: what each sample should show, from :meth:`encode`, or None.
 
         Returns:
             Prediction with tensors of the shape and dtype of ``x_t``, where ``x_t`` is.
@@ -140,73 +177,224 @@ class Diffusion(nn.Module):
         """Write config.json, model.safetensors and, with a text encoder, its tokenizer.
 
         A new folder holds a whole model or none. In an old one the files are replaced one by one, each
-        whole; files of other names stay.
+        whole; files of other names stay. Of a network or an encoder that is not one of this library's the
+        folder holds the weights and the name; :meth:`from_pretrained` must then be given one.
 
         Args:
             folder: where to; made if missing.
             dtype: store weights so (torch.float16 halves the size); None as they are.
-
-        Raises:
-            ValueError: the network is not one of this library's, so no config could rebuild it.
         """
-        name = type(self.net).__name__
-        if NETWORKS.get(name) is not type(self.net):
-            raise ValueError(
-                f"cannot describe a {name} in config.json (known: {', '.join(NETWORKS)}): "
-                "save its state_dict() with safetensors instead"
-            )
+        encoder: Any = self.encoder
         config = {
-            "format": "minidiff-1",
-            "net": {"name": name, **self.net.config},  # type: ignore[dict-item]
+            "format": "minidiff-2",
+            "model": type(self).__name__,
+            "net": _describe(self.net),
             "schedule": self.schedule.config(),
             "target": self.target,
             "shape": self.shape,
-            "text": None if self.text is None else self.text.config(),  # type: ignore[operator]
+            "encoder": None if encoder is None else _describe(encoder),
         }
         # Copies: T5 has its embedding table under two names, and safetensors refuses shared memory.
-        state = {
-            key: value.to(dtype, copy=True).contiguous() for key, value in self.state_dict().items()
-        }
+        state = {k: v.to(dtype, copy=True).contiguous() for k, v in weights(self).items()}
         with fill_folder(folder) as scratch:
             (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             # Not save_file: its files can be read by their owner alone.
             (scratch / "model.safetensors").write_bytes(save(state, {"format": "pt"}))
-            if self.text is not None:
-                self.text.save_tokenizer(scratch)  # type: ignore[operator]
+            if hasattr(encoder, "save_tokenizer"):
+                encoder.save_tokenizer(scratch)
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], device: torch.device | str | None = None
+        cls,
+        name: str | os.PathLike[str],
+        device: torch.device | str | None = None,
+        *,
+        net: nn.Module | None = None,
+        encoder: Encoder | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
     ) -> "Diffusion":
         """A saved model, ready to sample: in eval mode, weights in float32.
 
         Args:
             name: a model shipped with minidiff ("critters"), a folder, or a Hugging Face hub id.
             device: where to put it; None for the CPU.
+            net: a network of your own to load the weights into, for models saved with one.
+            encoder: the same for an encoder of your own.
+            revision: of a hub id: branch, tag or commit.
+            token: for private repositories on the hub; None for the one you are logged in with.
 
         Raises:
             FileNotFoundError: no such model, or the folder holds none.
-            ValueError: the folder's config.json is not one of this library's.
+            ValueError: the folder's config.json is not one of this library's, the model has a network or an
+                encoder of another library and none is given, or the weights do not fit the one given.
         """
-        folder = locate(name)
+        folder = locate(name, revision=revision, token=token)
+        file = folder / "config.json"
         try:
-            config = json.loads((folder / "config.json").read_text())
-            net, schedule = dict(config["net"]), schedule_from_config(config["schedule"])
-            network = NETWORKS[net.pop("name")](**net)
-            target, shape, encoder = config["target"], config["shape"], config["text"]
+            config = json.loads(file.read_text())
+            if config["format"] == "minidiff-1":
+                config["encoder"] = config.pop("text")
+                if config["encoder"] is not None:
+                    config["encoder"]["name"] = "TextEncoder"
+            if (kind := config.get("model", "Diffusion")) != cls.__name__:
+                raise ValueError(f"{folder} holds a {kind}: load it with {kind}.from_pretrained")
+            schedule = schedule_from_config(config["schedule"])
+            net = _network(config["net"]) if net is None else net
+            if encoder is None and config["encoder"] is not None:
+                encoder = _encoder(config["encoder"], folder)
+            model = cls(net, schedule, config["target"], encoder, config["shape"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{folder / 'config.json'} is not a minidiff model: {error}"
-            ) from error
-        text = None
-        if encoder is not None:
-            from minidiff.text import TextEncoder  # a later chapter, needed by text models alone
-
-            text = TextEncoder.from_config(encoder, folder)
-        model = cls(network, schedule, target, text, shape)
+            raise ValueError(f"{file} is not a minidiff model: {error}") from error
         state = load_file(folder / "model.safetensors")
-        model.load_state_dict({key: _float32(value) for key, value in state.items()})
+        try:
+            load_weights(model, {key: _float32(value) for key, value in state.items()})
+        except RuntimeError as error:
+            raise ValueError(
+                f"{folder} holds other weights than this network has: {error}"
+            ) from error
         return model.to(device or "cpu").eval().requires_grad_(False)
+
+    def to_diffusers(
+        self, steps: int = 1000, condition: Condition | None = None
+    ) -> tuple[nn.Module, Any]:
+        """Network and scheduler for a pipeline of the ``diffusers`` library::
+
+            pipe = diffusers.DDPMPipeline(*model.to_diffusers())
+
+        The scheduler knows what the network predicts. It is the one that
+        :meth:`Schedule.to_diffusers <minidiff.schedule.Schedule.to_diffusers>` makes.
+
+        Args:
+            steps: length of the scheduler's table, for schedules that are no chain themselves.
+            condition: what to draw, one for all or one per image; None for anything.
+
+        Returns:
+            (unet, scheduler). The network shares its weights with this model.
+
+        Raises:
+            ImportError: ``diffusers`` is not installed.
+            ValueError: ``shape`` is None, or diffusers has no scheduler for this schedule and target.
+        """
+        steps = len(self.schedule.betas) if isinstance(self.schedule, Chain) else steps
+        scheduler = self.schedule.to_diffusers(self.target, steps)
+        return _AsUNet(self, steps, condition), scheduler
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a minidiff model",
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face hub.
+
+        Args:
+            repo_id: "name/model"; made if missing.
+            private: whether a new repository is.
+            token: None for the one you are logged in with.
+            revision: branch to push to; None for main.
+            commit_message: what the commit says.
+
+        Returns:
+            Where the commit can be looked at.
+
+        Raises:
+            huggingface_hub.errors.HfHubHTTPError: the hub refused.
+        """
+        # Its PyTorchModelHubMixin would load the hub's client with this library, and can tell neither a
+        # schedule nor a tokenizer from an argument.
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+            )
+        return str(commit)
+
+
+class _AsUNet(nn.Module):
+    """A model, called as the pipelines of ``diffusers`` call a ``UNet2DModel``: with their timesteps, and
+    with the input scaled as their schedulers do."""
+
+    def __init__(self, model: Diffusion, steps: int, condition: Condition | None):
+        super().__init__()
+        if model.shape is None:
+            raise ValueError(
+                "the model does not say the shape of its images: set model.shape = (C, H, W)"
+            )
+        self.model, self.steps, self.condition = model, steps, condition
+        self.config = SimpleNamespace(in_channels=model.shape[0], sample_size=model.shape[1:])
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def forward(self, sample: Tensor, timestep: Tensor | float, **ignored: Any) -> SimpleNamespace:
+        schedule, time = self.model.schedule, torch.as_tensor(timestep, dtype=torch.float64).cpu()
+        if isinstance(schedule, Karras):
+            level = schedule(schedule.time(-8 * time))  # their time is log(sigma) / 4
+            sample = sample * (level.sigma**2 + SIGMA_DATA**2).sqrt().to(
+                sample
+            )  # undoes their c_in
+        elif self.model.target == "flow":
+            sigma = time / self.steps
+            level = schedule(schedule.time(2 * (torch.log1p(-sigma) - sigma.log())))
+        else:
+            level = schedule((time + 1) / self.steps)
+        out = self.model(sample, level, self.condition)
+        return SimpleNamespace(sample=out.to(sample))
+
+
+def _describe(part: Any) -> dict[str, Any]:
+    """Name and arguments of a network or encoder; of one that is not this library's, the name alone.
+
+    A compiled module goes by the name of what was compiled.
+    """
+    part = getattr(part, "_orig_mod", part)
+    kind = type(part)
+    if not kind.__module__.startswith("minidiff."):
+        return {"name": f"{kind.__module__}.{kind.__qualname__}"}
+    return {"name": kind.__name__, **(part.config() if callable(part.config) else part.config)}
+
+
+def _network(config: dict[str, Any]) -> nn.Module:
+    arguments = dict(config)
+    name = arguments.pop("name")
+    if name not in NETWORKS:
+        short = name.split(".")[-1]
+        raise ValueError(
+            f"it was saved with a network of your own, {name}: give from_pretrained(..., net={short}(...))"
+        )
+    if "places" in arguments:  # as the first format had it
+        arguments["positions"] = arguments.pop("places")
+    return cast(nn.Module, NETWORKS[name](**arguments))
+
+
+def _encoder(config: dict[str, Any], folder: Path) -> Encoder:
+    name = config["name"]
+    if name == "TextEncoder":
+        from minidiff.text import TextEncoder  # brings transformers, which only text models need
+
+        return TextEncoder.from_config(config, folder)
+    if name == "LabelEncoder":
+        return LabelEncoder(config["num_classes"], config["dim"])
+    short = name.split(".")[-1]
+    raise ValueError(
+        f"it was saved with an encoder of your own, {name}: give from_pretrained(..., encoder={short}(...))"
+    )
 
 
 def _float32(value: Tensor) -> Tensor:

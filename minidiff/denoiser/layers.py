@@ -1,69 +1,20 @@
-"""What the networks share: the condition they listen to, the embedding of time, and attention."""
+"""What the networks share: how they listen to a condition, the embedding of time, and attention."""
 
 import math
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from minidiff.condition import Condition
+
 Conditioning = Literal["both", "pooled", "tokens"]
 """How a network listens to its condition: through the pooled vector, which joins the embedding of time,
 through the tokens, which attention looks at, or both."""
 
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-class Condition(NamedTuple):
-    """What the denoiser is told about each sample: token states, and one vector that sums them up.
-
-    A sample without a condition has no valid token and a zero vector. Nothing else marks "no
-    condition": no reserved index, no learned null token, no difference between training and sampling.
-
-    Attributes:
-        tokens: (B, T, D) token states.
-        mask: (B, T) bool, True where a token is there.
-        pooled: (B, D) summary vector.
-    """
-
-    tokens: Tensor
-    mask: Tensor
-    pooled: Tensor
-
-    def drop(self, where: Tensor) -> "Condition":
-        """The same conditions, except that the samples marked in ``where`` (B,) bool have none."""
-        keep = ~where
-        return Condition(self.tokens, self.mask & keep[:, None], self.pooled * keep[:, None])
-
-    def to(self, like: Tensor) -> "Condition":
-        """The same condition on the device and in the dtype of ``like``."""
-        return Condition(self.tokens.to(like), self.mask.to(like.device), self.pooled.to(like))
-
-    def expand(self, batch: int) -> "Condition":
-        """One condition for a whole batch: (1, ...) becomes (batch, ...).
-
-        Raises:
-            ValueError: there are neither 1 nor ``batch`` conditions.
-        """
-        if len(self.pooled) not in (1, batch):
-            raise ValueError(
-                f"{len(self.pooled)} conditions for {batch} samples: give 1 or {batch}"
-            )
-        return Condition(*(part.expand(batch, *part.shape[1:]) for part in self))
-
-    @staticmethod
-    def cat(conditions: "list[Condition]") -> "Condition":
-        """Conditions one after the other along the batch; shorter ones are padded (and masked)."""
-        longest = max(condition.mask.shape[1] for condition in conditions)
-        missing = [longest - condition.mask.shape[1] for condition in conditions]
-        return Condition(
-            torch.cat(
-                [F.pad(c.tokens, (0, 0, 0, n)) for c, n in zip(conditions, missing, strict=True)]
-            ),
-            torch.cat([F.pad(c.mask, (0, n)) for c, n in zip(conditions, missing, strict=True)]),
-            torch.cat([c.pooled for c in conditions]),
-        )
 
 
 def listened_to(

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from minidiff.denoiser.layers import Condition, Embedding, check_condition, zero_init
+from minidiff.condition import Condition
+from minidiff.denoiser.layers import Embedding, check_condition, zero_init
 
 
 class MLP(nn.Module):

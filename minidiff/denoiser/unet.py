@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minidiff.condition import Condition
 from minidiff.denoiser.layers import (
     Attention,
-    Condition,
     Conditioning,
     Embedding,
     check_condition,

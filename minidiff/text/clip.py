@@ -1,4 +1,4 @@
-"""Alignment: does a picture show what the words say? (chapter 6)
+"""CLIP: pictures and captions in one space (chapter 6).
 
 A :class:`CLIP` is two encoders, one for pictures and one for captions, that end in the same space: each
 gives a vector of length 1, and a picture and its caption should point the same way (Radford et al.
@@ -10,13 +10,12 @@ One such model serves three times:
 * its text tower is a text encoder for a denoiser (:meth:`CLIP.text_encoder`);
 * the cosine of the two vectors scores samples (:meth:`CLIP.similarity`, "CLIP score");
 * the same cosine, on the denoiser's guess of x0, is a term of the training loss or the gradient that
-  guides a sampler (:class:`Alignment`).
+  guides a sampler (:class:`~minidiff.text.alignment.Alignment`).
 """
 
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +30,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from minidiff.device import has_bf16
 from minidiff.files import fill_folder, first_line, locate_pretrained, quiet_loading
-from minidiff.forward import NoiseLevel
-from minidiff.text import TextEncoder
-from minidiff.tokenizer import word_tokenizer
-from minidiff.training import has_bf16
+from minidiff.text.encoder import TextEncoder
+from minidiff.text.tokens import word_tokenizer
 
 
 class CLIP(nn.Module):
@@ -126,17 +124,19 @@ class CLIP(nn.Module):
         pixels = ((x + 1) / 2 - mean) / std
         return F.normalize(self.model.get_image_features(pixels).pooler_output, dim=1)
 
-    def embed_captions(self, captions: Sequence[str]) -> Tensor:
-        """Unit vectors (B, D) of B captions; one that says nothing gives the zero vector."""
-        return F.normalize(self.model.text_projection(self.text(captions).pooled), dim=1)
+    def embed_captions(self, captions: Sequence[str] | Tensor) -> Tensor:
+        """Unit vectors (B, D) of B captions, or of their token numbers (B, T); the zero vector for one that
+        says nothing."""
+        condition = self.text(self.text.ids(captions))
+        return F.normalize(self.model.text_projection(condition.pooled), dim=1)
 
-    def similarity(self, x: Tensor, captions: Sequence[str]) -> Tensor:
+    def similarity(self, x: Tensor, captions: Sequence[str] | Tensor) -> Tensor:
         """Cosine (B,) in [-1, 1] of each picture with its caption; CLIPScore is its positive part times 2.5
         (Hessel et al. 2021, section 3).
 
         Args:
             x: pictures (B, 3, H, W) in [-1, 1].
-            captions: B strings.
+            captions: B strings, or their token numbers (B, T).
 
         Raises:
             ValueError: there are not as many captions as pictures.
@@ -145,7 +145,7 @@ class CLIP(nn.Module):
             raise ValueError(f"{len(captions)} captions for {len(x)} pictures: give one each")
         return (self.embed_images(x) * self.embed_captions(captions)).sum(1)
 
-    def loss(self, x: Tensor, captions: Sequence[str]) -> Tensor:
+    def loss(self, x: Tensor, captions: Sequence[str] | Tensor) -> Tensor:
         """The contrastive loss (Radford et al. 2021, figure 3), a tensor of shape ().
 
         Cosines, divided by a learned temperature, are the logits of two classifications: which of the B
@@ -158,7 +158,7 @@ class CLIP(nn.Module):
 
         Args:
             x: pictures (B, 3, H, W) in [-1, 1].
-            captions: B strings, and any number of wrong ones.
+            captions: B strings, and any number of wrong ones; or the token numbers of all, (B + wrong, T).
 
         Raises:
             ValueError: there are fewer captions than pictures.
@@ -268,8 +268,9 @@ def train_clip(
         for _, (x, captions) in zip(range(steps), batches, strict=False):
             if degrade is not None:
                 x = degrade(x, generator)
+            ids = clip.text.ids(captions)
             with torch.autocast(clip.device.type, torch.bfloat16, enabled=has_bf16(clip.device)):
-                loss = clip.loss(x.to(clip.device), captions)
+                loss = clip.loss(x.to(clip.device), ids)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
@@ -278,73 +279,3 @@ def train_clip(
             yield loss.item()
     finally:
         clip.eval()
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """How far a denoiser's guess of x0 is from what the caption says: 1 - cosine in CLIP's space.
-
-    Given to :func:`minidiff.loss` or :func:`minidiff.train` it adds to the loss, for each sample that
-    keeps its caption::
-
-        weight * alpha² * (1 - cosine(image(x0_hat), text(caption)))
-
-    At high noise the best guess is a blurred mean of many pictures, on which CLIP was not trained and
-    which no caption describes well; alpha² lets such levels count little. The same judgement of a guess of
-    x0 is what Bansal et al. 2023 follow at sampling time (:meth:`score`); as a part of the training loss
-    it is an experiment.
-
-    Attributes:
-        clip: who judges; a copy is kept, whose weights stay as they are.
-        weight: strength, >= 0, beside a loss that starts near 1.
-    """
-
-    clip: CLIP
-    weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise ValueError(f"weight = {self.weight:g}: it must not be negative")
-        judge = copy.deepcopy(self.clip).eval().requires_grad_(False)
-        object.__setattr__(self, "clip", judge)  # the way to set a field of a frozen dataclass
-
-    def __call__(
-        self, x0: Tensor, level: NoiseLevel, captions: Sequence[str], drop: Tensor | None = None
-    ) -> Tensor:
-        """The term, a tensor of shape (): its mean over the batch.
-
-        Args:
-            x0: the denoiser's guesses (B, 3, H, W).
-            level: at which they were made, () or (B,).
-            captions: B strings; the empty one, which asks for nothing, counts as dropped.
-            drop: (B,) bool, samples whose caption was withheld.
-
-        Raises:
-            ValueError: there are not as many captions as samples.
-        """
-        told = torch.tensor([bool(caption.strip()) for caption in captions], device=x0.device)
-        if drop is not None:
-            told = told & ~drop
-        away = 1 - self._on(x0).similarity(x0, captions)  # (B,)
-        importance = (level.alpha**2).to(away) * told
-        return self.weight * (importance * away).mean()
-
-    def score(self, captions: Sequence[str]) -> Callable[[Tensor, NoiseLevel], Tensor]:
-        """The cosine as what :func:`minidiff.gradient_guide` follows, in place of a log-likelihood.
-
-        Args:
-            captions: one per sample, or one for all.
-
-        Returns:
-            A function of x0 (B, 3, H, W) and its level that gives B cosines in [-1, 1].
-        """
-
-        def score(x0: Tensor, level: NoiseLevel) -> Tensor:
-            asked = list(captions) * len(x0) if len(captions) == 1 else captions
-            return self._on(x0).similarity(x0, asked)
-
-        return score
-
-    def _on(self, x0: Tensor) -> CLIP:
-        """The judge, on the device of ``x0``."""
-        return self.clip.to(x0.device)

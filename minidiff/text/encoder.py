@@ -1,15 +1,14 @@
 """Text encoders: from a prompt to a condition (chapter 6).
 
 A :class:`TextEncoder` is a tokenizer and a transformer from the ``transformers`` library, side by side.
-It turns each caption into one vector per token, which the denoiser's attention can look at, and one
-vector for the whole, which joins the embedding of time. It may be trained before and stay as it is
-(:meth:`TextEncoder.from_pretrained`), or start from nothing and learn with the denoiser
-(:meth:`TextEncoder.from_captions`).
+It turns each caption into numbers (:meth:`~TextEncoder.ids`), and these into one vector per token, which
+the denoiser's attention can look at, and one vector for the whole, which joins the embedding of time. It
+may be trained before and stay as it is (:meth:`TextEncoder.from_pretrained`), or start from nothing and
+learn with the denoiser (:meth:`TextEncoder.from_captions`).
 """
 
 import json
 import os
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,16 +32,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from minidiff.denoiser import Condition
+from minidiff.condition import Condition
 from minidiff.files import first_line, locate_pretrained, quiet_loading
-from minidiff.tokenizer import word_tokenizer
+from minidiff.text.tokens import token_ids, word_tokenizer
 
 CACHE_BYTES = 256 * 2**20
 """How much memory a frozen encoder may spend on token states it has computed before."""
 
 
 class TextEncoder(nn.Module):
-    """Captions in, :class:`~minidiff.denoiser.Condition` out.
+    """Captions in, :class:`~minidiff.condition.Condition` out, by way of token numbers::
+
+        condition = encoder(encoder.ids(["a cat in a hat"]))
 
     Args:
         model: a transformers text model whose output has ``last_hidden_state``.
@@ -203,7 +204,7 @@ class TextEncoder(nn.Module):
         if not 0 < variance <= 1:
             raise ValueError(f"variance = {variance:g} is a share: give it in (0, 1]")
         parts = [captions[i : i + 256] for i in range(0, len(captions), 256)]
-        pooled = torch.cat([self(part).pooled for part in parts])  # (N, D)
+        pooled = torch.cat([self(self.ids(part)).pooled for part in parts])  # (N, D)
         centre = pooled.mean(0)
         _, spread, directions = torch.linalg.svd(pooled - centre, full_matrices=False)
         if not spread[0] > 1e-6:
@@ -217,81 +218,73 @@ class TextEncoder(nn.Module):
         self._forget()
         return self
 
-    def forward(self, captions: Sequence[str]) -> Condition:
-        """Encode captions; the empty caption is no condition at all.
-
-        Words the tokenizer does not know are left out, and captions that are too long are cut; a warning
-        names what was lost.
+    def ids(self, values: Sequence[str] | Tensor, /) -> Tensor:
+        """Captions as token numbers (B, T) int64, -1 where nothing is to be read.
 
         Args:
-            captions: B strings.
+            values: B strings; the empty one is no condition at all. Numbers pass as they are.
+
+        Raises:
+            ValueError: a string in place of a list of strings, an empty list, or an entry that is no string.
+
+        Warns:
+            UserWarning: a word is not known, or a caption too long; see
+                :func:`~minidiff.text.tokens.token_ids`.
+        """
+        if isinstance(values, Tensor):
+            return values
+        return token_ids(self.tokenizer, values, self.max_length)
+
+    def forward(self, ids: Tensor) -> Condition:
+        """The conditions that token numbers stand for.
+
+        Args:
+            ids: (B, T) from :meth:`ids`.
 
         Returns:
             Condition with tokens (B, T, D), mask (B, T) and pooled (B, D). The pooled vector is the mean
             of the token states; for CLIP's tower it is the state of the last token, the end mark, which
             alone has seen the whole caption and was trained to stand for it.
-
-        Raises:
-            ValueError: a string was given in place of a list of strings, or the list is empty.
         """
-        if isinstance(captions, str):
-            raise ValueError(f"captions = {captions!r} is one string: give a list of them")
-        if not captions:
-            raise ValueError("no captions: give a list with at least one; '' stands for anything")
-        batch = self.tokenizer(
-            list(captions), padding=True, truncation=True, max_length=self.max_length,
-            return_tensors="pt", return_token_type_ids=False, return_offsets_mapping=True,
-        )  # fmt: skip
-        ids: Tensor = batch["input_ids"].long()  # (B, T)
-        if ids.shape[1]:
-            # (B, T, 2): where in the caption a token stands
-            spans: Tensor = batch["offset_mapping"]
-            written = spans[:, :, 1] > spans[:, :, 0]  # not padding, nor a start or end mark
-            unknown_id = self.tokenizer.unk_token_id
-            unknown = written & (ids == (-1 if unknown_id is None else unknown_id))
-            self._warn(captions, spans, unknown)
-            # What was never trained is not read; and marks around nothing are nothing.
-            said = (written & ~unknown).any(dim=1, keepdim=True)
-            mask = batch["attention_mask"].bool() & ~unknown & said
-        else:  # nothing but empty captions
-            ids = ids.new_zeros(len(captions), 1)
-            mask = torch.zeros_like(ids, dtype=torch.bool)
-        visible = mask | ~mask.any(dim=1, keepdim=True)  # a softmax over nothing would be nan
-        tokens = self._frozen_states(ids, visible) if self.frozen else self._states(ids, visible)
-        mask = mask.to(tokens.device)
+        tokens = self._frozen_states(ids) if self.frozen else self._states(ids)
+        mask = (ids >= 0).to(tokens.device)
         if isinstance(self.model, CLIPTextModel):
-            place = torch.arange(mask.shape[1], device=mask.device)
-            last = (mask * place).argmax(dim=1)  # (B,)
+            position = torch.arange(mask.shape[1], device=mask.device)
+            last = (mask * position).argmax(dim=1)  # (B,)
             pooled = tokens[torch.arange(len(tokens), device=mask.device), last]
             pooled = pooled * mask.any(dim=1, keepdim=True)
         else:
             pooled = (tokens * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return Condition(tokens, mask, pooled)
 
-    def _states(self, ids: Tensor, visible: Tensor) -> Tensor:
-        """Token states (B, T, D) of token numbers (B, T), of which only the visible ones are read."""
-        device = next(self.model.parameters()).device
-        out = self.model(input_ids=ids.to(device), attention_mask=visible.long().to(device))
+    def _states(self, ids: Tensor) -> Tensor:
+        """Token states (B, T, D); only tokens with a number are looked at."""
+        ids = ids.to(next(self.model.parameters()).device)
+        mask = ids >= 0
+        visible = mask | ~mask.any(dim=1, keepdim=True)  # a softmax over nothing would be nan
+        out = self.model(input_ids=ids.clamp(min=0), attention_mask=visible.long())
         states: Tensor = out.last_hidden_state
         return states if self.projection is None else self.projection(states)
 
-    def _frozen_states(self, ids: Tensor, visible: Tensor) -> Tensor:
+    def _frozen_states(self, ids: Tensor) -> Tensor:
         """The same without gradients; what was read before is looked up."""
-        read = torch.where(visible, ids, -1)  # (B, T)
-        keys = [row[: int(row.ge(0).nonzero().max()) + 1].numpy().tobytes() for row in read]
+        ids = ids.cpu()
+        lengths = (
+            (ids >= 0).mul(torch.arange(1, ids.shape[1] + 1)).amax(1)
+        )  # up to the last token read
+        keys = [row[:length].numpy().tobytes() for row, length in zip(ids, lengths, strict=True)]
         new = {key: i for i, key in enumerate(keys) if key not in self._cache}
         found = {key: self._cache[key] for key in keys if key in self._cache}
         if new:
-            rows = list(new.values())
             device = next(self.model.parameters()).device
             # The caller may compute in bfloat16 or want gradients; what is kept must not depend on it.
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                states = self._states(ids[rows], visible[rows])
+                states = self._states(ids[list(new.values())])
             for key, state in zip(new, states, strict=True):
                 found[key] = state[: len(key) // 8].clone()  # 8 bytes a token
                 self._keep(key, found[key])
         states = nn.utils.rnn.pad_sequence([found[key] for key in keys], batch_first=True)
-        # Shorter than the batch if the longest caption ends in unknown words.
+        # Shorter than the batch if the longest caption ends in words that are not read.
         return F.pad(states, (0, 0, 0, ids.shape[1] - states.shape[1]))
 
     def _keep(self, key: bytes, states: Tensor) -> None:
@@ -313,27 +306,10 @@ class TextEncoder(nn.Module):
         """Training mode, which a frozen encoder never enters: no dropout."""
         return super().train(mode and not self.frozen)
 
-    def _warn(self, captions: Sequence[str], spans: Tensor, unknown: Tensor) -> None:
-        """Name the words that are not known, and the end of captions that is cut."""
-        if unknown.any():
-            places = [(i, *spans[i, j].tolist()) for i, j in unknown.nonzero().tolist()]
-            words = dict.fromkeys(_short(captions[i][start:end]) for i, start, end in places)
-            warnings.warn(
-                f"not in the vocabulary of this model, ignored: {', '.join(words)}", stacklevel=3
-            )
-        if spans.shape[1] < self.max_length:
-            return
-        whole = self.tokenizer(list(captions), verbose=False)["input_ids"]
-        for caption, tokens, span in zip(captions, whole, spans, strict=True):
-            if len(tokens) > self.max_length:
-                lost = _short(caption[int(span[:, 1].max()) :].strip())
-                warnings.warn(
-                    f"only {self.max_length} tokens are read; ignored: {lost}", stacklevel=3
-                )
-
     def config(self) -> dict[str, Any]:
         """What config.json needs to rebuild the encoder around its weights."""
         return {
+            "name": "TextEncoder",
             "max_length": self.max_length,
             "frozen": self.frozen,
             "reduced_to": None if self.projection is None else self.dim,
@@ -390,8 +366,3 @@ def _positions(config: PretrainedConfig) -> int:
         return 512
     # RoBERTa numbers its positions from the padding index on.
     return int(positions) - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
-
-
-def _short(text: str) -> str:
-    """In quotes, and at most 60 characters of it."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")
