@@ -16,7 +16,7 @@ import torch
 from common import each_over_runs, fit, options, over_runs, small_model, write
 
 import minidiff as md
-from minidiff.alignment import CLIP, Alignment
+from minidiff.text import CLIP, Alignment
 from minidiff.data import AttributeReader, Critters, critters
 from minidiff.metrics import frechet_distance
 

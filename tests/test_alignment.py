@@ -8,7 +8,7 @@ from torch import nn
 from transformers import CLIPModel
 
 import minidiff as md
-from minidiff.alignment import CLIP, Alignment, train_clip
+from minidiff.text import CLIP, Alignment, train_clip
 
 COLOURS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0)}
 CAPTIONS = ["a red square", "a blue square", "green", "a red and blue square"]
@@ -158,7 +158,7 @@ def test_training_makes_pictures_worse_when_asked_to():
 
 def test_the_text_tower_is_a_text_encoder(clip):
     encoder = clip.text_encoder()
-    condition = encoder(["a red square", "green", ""])
+    condition = encoder(encoder.ids(["a red square", "green", ""]))
     assert condition.mask.sum(1).tolist() == [
         4,
         2,
@@ -254,7 +254,7 @@ def test_the_term_by_hand(clip):
     drop = torch.tensor([False, True, False, False])
     cosine = clip.similarity(x, captions)
     expected = 0.7 * sum(float(level.alpha[i]) ** 2 * (1 - cosine[i]) for i in (0, 3)) / 4
-    got = Alignment(clip, 0.7)(x, level, captions, drop)
+    got = Alignment(clip, 0.7).term(captions)(x, level, drop)
     assert got.shape == ()
     torch.testing.assert_close(got, expected)
 
@@ -273,10 +273,11 @@ def test_it_joins_the_loss_of_every_target(clip, target):
     model.target = target
     seen = []
 
-    class Spy(Alignment):
-        def __call__(self, x0, level, captions, drop=None):
-            seen.append((x0, level, captions, drop))
-            return super().__call__(x0, level, captions, drop)
+    term = Alignment(clip, 0.5).term(CAPTIONS)
+
+    def spy(x0, level, drop=None):
+        seen.append((x0, level, drop))
+        return term(x0, level, drop)
 
     def value(alignment):
         generator = torch.Generator().manual_seed(0)
@@ -284,17 +285,14 @@ def test_it_joins_the_loss_of_every_target(clip, target):
             model, x0, CAPTIONS, condition_dropout=0.5, alignment=alignment, generator=generator
         )
 
-    plain, with_term = value(None), value(Spy(clip, 0.5))
-    guess, level, captions, drop = seen[0]
-    assert captions == CAPTIONS
-    torch.testing.assert_close(
-        with_term - plain, Alignment(clip, 0.5)(guess, level, captions, drop), rtol=1e-3, atol=1e-5
-    )
+    plain, with_term = value(None), value(spy)
+    guess, level, drop = seen[0]
+    torch.testing.assert_close(with_term - plain, term(guess, level, drop), rtol=1e-3, atol=1e-5)
     # The generator of the loss, once more: the same level, noise and dropout.
     again = torch.Generator().manual_seed(0)
     torch.rand(1, generator=again, dtype=torch.float64), torch.randperm(4, generator=again)
     eps = torch.randn(x0.shape, generator=again)
-    expected = model(md.diffuse(x0, eps, level), level, CAPTIONS, drop)
+    expected = model(md.diffuse(x0, eps, level), level, model.encode(CAPTIONS).drop(drop))
     x0_hat = md.from_target(expected, md.diffuse(x0, eps, level), level, target).x0
     torch.testing.assert_close(guess, x0_hat, rtol=1e-3, atol=1e-4)
     with_term.backward()
@@ -304,9 +302,9 @@ def test_it_joins_the_loss_of_every_target(clip, target):
 
 def test_following_its_gradient_brings_pictures_to_the_caption(clip):
     x, level = pictures(1).requires_grad_(), md.Cosine()(0.3)
-    term = Alignment(clip, 1.0)
+    term = Alignment(clip, 1.0).term(["green"])
     before = clip.similarity(x, ["green"]).item()
-    (gradient,) = torch.autograd.grad(term(x, level, ["green"]), x)
+    (gradient,) = torch.autograd.grad(term(x, level), x)
     assert clip.similarity(x - 0.5 * gradient / gradient.norm(), ["green"]).item() > before
 
 
@@ -327,25 +325,28 @@ def test_its_score_guides_a_sampler(clip):
     assert (score(led.float(), levels[-1]) > score(free.float(), levels[-1]) + 0.05).all()
 
 
-def test_training_with_it_leaves_the_judge_alone(clip):
-    model, judge = model_of_squares(), copy.deepcopy(clip)
-    before = {k: v.clone() for k, v in judge.state_dict().items()}
+def test_training_with_it_leaves_the_clip_alone(clip):
+    model, outer = model_of_squares(), copy.deepcopy(clip)
+    before = {k: v.clone() for k, v in outer.state_dict().items()}
     batches = [(x, captions) for (x, captions), _ in zip(squares(), range(3), strict=False)]
     plain = [s.loss for s in md.train(copy.deepcopy(model), batches, 3, warmup=1)]
     with_term = [
-        s.loss for s in md.train(model, batches, 3, warmup=1, alignment=Alignment(judge, 0.5))
+        s.loss for s in md.train(model, batches, 3, warmup=1, alignment=Alignment(outer, 0.5))
     ]
     assert all(b > a + 0.01 for a, b in zip(plain, with_term, strict=True))
-    for key, value in judge.state_dict().items():
+    for key, value in outer.state_dict().items():
         assert torch.equal(value, before[key])
     assert not any(key.startswith("alignment") for key in model.state_dict())
 
 
 def test_what_it_cannot_do_is_named(clip):
     model, x = model_of_squares(), pictures()
-    for condition in (None, model.encode(CAPTIONS)):
-        with pytest.raises(ValueError, match="give captions as the condition"):
-            md.loss(model, x, condition, alignment=Alignment(clip))
+    for batch in (x, (x, model.encode(CAPTIONS))):
+        with pytest.raises(ValueError, match=r"give batches \(x0, captions\)"):
+            next(md.train(model, [batch], 1, alignment=Alignment(clip)))
+    level = model.schedule(0.5)
+    with pytest.raises(ValueError, match="2 captions for 4 pictures: give one each"):
+        Alignment(clip).term(CAPTIONS[:2])(x, level, None)
     with pytest.raises(ValueError, match=r"weight = -0.1: it must not be negative"):
         Alignment(clip, -0.1)
 
@@ -368,6 +369,6 @@ def test_its_text_tower_is_the_encoder_of_the_shipped_model():
     encoder = md.TextEncoder.from_pretrained("critters-clip")
     model = md.TextToImage.from_pretrained("critters").model
     prompts = ["a cat in a top hat", "a purple hat"]
-    for part, other in zip(encoder(prompts), model.encode(prompts), strict=True):
+    for part, other in zip(encoder(encoder.ids(prompts)), model.encode(prompts), strict=True):
         torch.testing.assert_close(part, other)
-    assert model.text.frozen
+    assert model.encoder.frozen

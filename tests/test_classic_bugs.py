@@ -12,14 +12,15 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers import gaussian, gaussian_flow, point_mass
+from runs import words
 from torch import Tensor, nn
 
 import minidiff as md
 from minidiff.data import Batches
 from minidiff.forward import posterior_std
+from minidiff.loss import stratified_times
 from minidiff.metrics import frechet_distance, proportion
 from minidiff.pipeline import to_pil
-from minidiff.training import stratified_times
 
 LEVELS = md.Linear().levels(20)
 POINT = 0.8  # where all the data of a point mass are
@@ -234,8 +235,8 @@ def test_labels_dropped_per_batch_instead_of_per_sample():
     seen: list[Tensor] = []
 
     class Recorder(md.Diffusion):
-        def forward(self, x_t, level, condition=None, drop=None):
-            seen.append(drop)
+        def forward(self, x_t, level, condition=None):
+            seen.append(~condition.mask[:, 0])
             return torch.zeros_like(x_t)
 
     def mixed(drops: list[Tensor]) -> float:
@@ -244,7 +245,8 @@ def test_labels_dropped_per_batch_instead_of_per_sample():
 
     model = Recorder(nn.Linear(1, 1), md.Cosine())
     for seed in range(100):
-        md.loss(model, torch.zeros(64, 2), condition_dropout=0.1, generator=generator(seed))
+        x0, random = torch.zeros(64, 2), generator(seed)
+        md.loss(model, x0, words(64), condition_dropout=0.1, generator=random)
     assert mixed(seen) > 0.9
     assert torch.cat(seen).float().mean().item() == pytest.approx(0.1, abs=0.02)
     draws = torch.rand(100, generator=generator())

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMPipeline,
     DDPMScheduler,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
@@ -17,7 +18,7 @@ from diffusers import (
 from helpers import SCHEDULES
 
 import minidiff as md
-from minidiff.interop import from_diffusers, to_diffusers
+from minidiff.interop import DiffusersModel, from_diffusers
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -59,7 +60,7 @@ def test_a_chain_keeps_its_levels(name, target):
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_a_flow_keeps_its_levels(shift):
     schedule = md.Flow() if shift == 1 else md.Shifted(md.Flow(), shift)
-    scheduler = schedule.to_diffusers()
+    scheduler = schedule.to_diffusers("flow")
     scheduler.set_timesteps(sigmas=np.linspace(1, 0, 11)[:-1])
     ours = torch.stack([level.sigma for level in schedule.levels(10)])
     torch.testing.assert_close(ours.float(), scheduler.sigmas, rtol=1e-6, atol=1e-7)
@@ -67,23 +68,137 @@ def test_a_flow_keeps_its_levels(shift):
 
 def test_karras_keeps_its_levels():
     schedule = md.Karras(0.01, 20.0, 5.0)
-    scheduler = schedule.to_diffusers()
+    scheduler = schedule.to_diffusers("edm")
     scheduler.set_timesteps(10)
     ours = torch.stack([level.sigma for level in schedule.levels(10)])
     torch.testing.assert_close(ours.float(), scheduler.sigmas, rtol=1e-5, atol=0)
 
 
 def test_what_diffusers_has_no_name_for_is_refused():
-    with pytest.raises(ValueError, match="target 'flow': their chains know eps, x0, v"):
-        to_diffusers(md.Cosine(), "flow")
-    with pytest.raises(ValueError, match="target 'v': an EDM scheduler"):
-        to_diffusers(md.Karras(), "v")
+    with pytest.raises(
+        ValueError, match=r"target 'flow' with Cosine.*: their chains know eps, x0, v"
+    ):
+        md.Cosine().to_diffusers("flow")
+    with pytest.raises(ValueError, match=r"target 'v' with Karras.*: their scheduler means 'edm'"):
+        md.Karras().to_diffusers("v")
     with pytest.raises(ValueError, match="has no betas"):
-        to_diffusers(md.Shifted(md.Karras(), 2.0))
+        md.Shifted(md.Karras(), 2.0).to_diffusers("eps")
     twice = md.Shifted(md.Shifted(md.Flow(), 2.0), 3.0)
-    assert to_diffusers(twice).config.shift == 6
-    with pytest.raises(ValueError, match="target 'x0': a flow scheduler means velocities"):
-        to_diffusers(md.Flow(), "x0")
+    assert twice.to_diffusers("flow").config.shift == 6
+    with pytest.raises(
+        ValueError, match=r"target 'x0' with Flow\(\): their scheduler means 'flow'"
+    ):
+        md.Flow().to_diffusers("x0")
+
+
+class Oracle(torch.nn.Module):
+    """The best network for a Gaussian of standard deviation 0.4, whatever its target."""
+
+    def __init__(self, schedule, target):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(()))
+        self.oracle = md.exact.GaussianMixture(torch.zeros(1, 2 * 64), 0.4)
+        self.schedule, self.target = schedule, target
+
+    def forward(self, x, t, condition=None):
+        level = self.schedule(t.double())
+        std = 0.5 if self.target == "edm" else 1.0
+        scale = (level.alpha**2 * std**2 + level.sigma**2).sqrt()
+        x_t = x.double().flatten(1) * scale[:, None]  # undoes the model's c_in
+        x0, eps = self.oracle.denoise(x_t, level)
+        return md.to_target(x0, eps, level, self.target).reshape(x.shape).to(x) + self.anchor
+
+
+EXPORTED = [
+    (md.Linear(), "eps"), (md.Linear(), "v"), (md.Cosine(), "x0"), (md.Cosine(), "v"), (md.Flow(), "flow"),
+    (md.Shifted(md.Flow(), 3.0), "flow"), (md.Karras(), "edm"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule,target", EXPORTED, ids=str)
+@torch.no_grad()
+def test_our_model_answers_their_scheduler(schedule, target):
+    """Their loop on our network ends where ours does: at the Gaussian that it is the best network for."""
+    model = md.Diffusion(Oracle(schedule, target), schedule, target, shape=(2, 8, 8))
+    unet, scheduler = model.to_diffusers()
+    # With fewer steps DDPM's smaller variance shows.
+    scheduler.set_timesteps(1000 if isinstance(scheduler, DDPMScheduler) else 100)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 2, 8, 8, generator=generator)
+    if target == "edm":
+        x = x * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        step = {"generator": generator} if isinstance(scheduler, DDPMScheduler) else {}
+        x = scheduler.step(unet(scaled, t).sample, t, x, **step).prev_sample
+    assert x.std().item() == pytest.approx(0.4, abs=0.02)
+    assert abs(x.mean().item()) < 0.02
+
+
+def test_a_pipeline_around_one_of_our_networks():
+    """It runs as it is, and takes the network as predicting v."""
+    torch.manual_seed(0)
+    net = md.UNet(2, 32, (1,), patch=2, attention=())
+    model = md.Diffusion(net, md.Cosine(), "v", shape=(2, 8, 8)).eval()
+    pipe = DDPMPipeline(*model.to_diffusers())
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    pipe.set_progress_bar_config(disable=True)
+    drawn = pipe(batch_size=3, num_inference_steps=5, output_type="np").images
+    assert drawn.shape == (3, 8, 8, 2)
+    with pytest.raises(ValueError, match=r"does not say the shape of its images"):
+        md.Diffusion(net, md.Cosine(), "v").to_diffusers()
+
+
+def test_one_of_their_networks_learns_here(unet):
+    """Fine-tuned by md.train, examined by the doctor, saved and loaded, with its weights changed."""
+    torch.manual_seed(0)
+    net = UNet2DModel.from_config(unet.config)
+    model = from_diffusers(net, DDPMScheduler(prediction_type="v_prediction"))
+    assert model.shape == (2, 8, 8)
+    pictures = (
+        torch.rand(16, 1, 1, 1, generator=torch.Generator().manual_seed(0)).expand(16, 2, 8, 8)
+        - 0.5
+    )
+    before = md.doctor(model, pictures)
+    losses = [step.loss for step in md.train(model, [pictures], 150, lr=2e-3, ema_decay=0.9)]
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+    after = md.doctor(model, pictures)
+    assert after.learned > before.learned + 3  # from far beyond a linear guess
+
+
+def test_a_fine_tuned_network_is_saved_and_loaded(unet, tmp_path):
+    model = from_diffusers(unet, DDPMScheduler(prediction_type="v_prediction"))
+    model.save_pretrained(tmp_path)
+    again = DiffusersModel.from_pretrained(tmp_path, net=UNet2DModel.from_config(unet.config))
+    x_t, level = start(), model.schedule(0.4)
+    with torch.no_grad():
+        torch.testing.assert_close(again.denoise(x_t, level).x0, model.denoise(x_t, level).x0)
+    with pytest.raises(
+        ValueError, match="holds a DiffusersModel: load it with DiffusersModel.from_"
+    ):
+        md.Diffusion.from_pretrained(tmp_path, net=unet)
+    with pytest.raises(ValueError, match=r"saved with a network of your own, .*UNet2DModel: give"):
+        DiffusersModel.from_pretrained(tmp_path)
+
+
+def test_class_labels_train_a_network_of_theirs():
+    torch.manual_seed(0)
+    net = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), layers_per_block=1,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4,
+        num_class_embeds=3,
+    )  # fmt: skip
+    model = from_diffusers(net, DDPMScheduler())
+    batches = [(torch.rand(4, 1, 8, 8) - 0.5, torch.tensor([0, 1, 2, 2]))]
+    with pytest.raises(
+        ValueError, match=r"of type Tensor cannot be withheld: .*condition_dropout=0"
+    ):
+        next(md.train(model, batches, 1))
+    table = net.class_embedding.weight
+    before = table.detach().clone()
+    for _ in md.train(model, batches, 2, condition_dropout=0.0):
+        pass
+    assert (table.detach() - before).abs().amax(1).gt(0).all()
 
 
 # --- and back --------------------------------------------------------------------------------------

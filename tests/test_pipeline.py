@@ -263,8 +263,8 @@ def test_evaluation_scores_every_split(pipe):
 
 
 def untrained_critters(pipe: md.TextToImage) -> md.Diffusion:
-    net = md.UNet(width=32, multipliers=(1,), attention=(0,), condition_dim=pipe.model.text.dim)
-    return md.Diffusion(net, md.Cosine(), "x0", pipe.model.text, shape=(3, 64, 64))
+    net = md.UNet(width=32, multipliers=(1,), attention=(0,), condition_dim=pipe.model.encoder.dim)
+    return md.Diffusion(net, md.Cosine(), "x0", pipe.model.encoder, shape=(3, 64, 64))
 
 
 def test_evaluation_refuses_a_model_of_something_else():

@@ -17,7 +17,7 @@ from minidiff.condition import Condition, Encoder, LabelEncoder
 from minidiff.denoiser.dit import DiT
 from minidiff.denoiser.mlp import MLP
 from minidiff.denoiser.unet import UNet
-from minidiff.files import fill_folder, load_weights, locate, weights
+from minidiff.files import fill_folder, first_line, load_weights, locate, weights
 from minidiff.forward import (
     SIGMA_DATA,
     NoiseLevel,
@@ -240,9 +240,9 @@ class Diffusion(nn.Module):
             if (kind := config.get("model", "Diffusion")) != cls.__name__:
                 raise ValueError(f"{folder} holds a {kind}: load it with {kind}.from_pretrained")
             schedule = schedule_from_config(config["schedule"])
-            net = _network(config["net"]) if net is None else net
+            net = _network(config["net"], file) if net is None else net
             if encoder is None and config["encoder"] is not None:
-                encoder = _encoder(config["encoder"], folder)
+                encoder = _encoder(config["encoder"], file)
             model = cls(net, schedule, config["target"], encoder, config["shape"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} is not a minidiff model: {error}") from error
@@ -251,7 +251,7 @@ class Diffusion(nn.Module):
             load_weights(model, {key: _float32(value) for key, value in state.items()})
         except RuntimeError as error:
             raise ValueError(
-                f"{folder} holds other weights than this network has: {error}"
+                f"{folder} holds other weights than this network has: {first_line(error)}"
             ) from error
         return model.to(device or "cpu").eval().requires_grad_(False)
 
@@ -370,30 +370,30 @@ def _describe(part: Any) -> dict[str, Any]:
     return {"name": kind.__name__, **(part.config() if callable(part.config) else part.config)}
 
 
-def _network(config: dict[str, Any]) -> nn.Module:
+def _network(config: dict[str, Any], file: Path) -> nn.Module:
     arguments = dict(config)
     name = arguments.pop("name")
     if name not in NETWORKS:
         short = name.split(".")[-1]
         raise ValueError(
-            f"it was saved with a network of your own, {name}: give from_pretrained(..., net={short}(...))"
+            f"{file}: saved with a network of your own, {name}: give from_pretrained(..., net={short}(...))"
         )
     if "places" in arguments:  # as the first format had it
         arguments["positions"] = arguments.pop("places")
     return cast(nn.Module, NETWORKS[name](**arguments))
 
 
-def _encoder(config: dict[str, Any], folder: Path) -> Encoder:
+def _encoder(config: dict[str, Any], file: Path) -> Encoder:
     name = config["name"]
     if name == "TextEncoder":
         from minidiff.text import TextEncoder  # brings transformers, which only text models need
 
-        return TextEncoder.from_config(config, folder)
+        return TextEncoder.from_config(config, file.parent)
     if name == "LabelEncoder":
         return LabelEncoder(config["num_classes"], config["dim"])
     short = name.split(".")[-1]
     raise ValueError(
-        f"it was saved with an encoder of your own, {name}: give from_pretrained(..., encoder={short}(...))"
+        f"{file}: saved with an encoder of your own, {name}: give from_pretrained(..., encoder={short}(...))"
     )
 
 

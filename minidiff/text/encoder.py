@@ -9,6 +9,7 @@ learn with the denoiser (:meth:`TextEncoder.from_captions`).
 
 import json
 import os
+import reprlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -245,7 +246,14 @@ class TextEncoder(nn.Module):
             Condition with tokens (B, T, D), mask (B, T) and pooled (B, D). The pooled vector is the mean
             of the token states; for CLIP's tower it is the state of the last token, the end mark, which
             alone has seen the whole caption and was trained to stand for it.
+
+        Raises:
+            ValueError: captions in place of their numbers.
         """
+        if not isinstance(ids, Tensor):
+            raise ValueError(
+                f"ids = {reprlib.repr(ids)} are no numbers: give encoder.ids(captions)"
+            )
         tokens = self._frozen_states(ids) if self.frozen else self._states(ids)
         mask = (ids >= 0).to(tokens.device)
         if isinstance(self.model, CLIPTextModel):

@@ -4,6 +4,7 @@
 words, for encoders that start from nothing.
 """
 
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -103,7 +104,7 @@ def _warn_unknown(captions: Sequence[str], spans: Tensor, unknown: Tensor) -> No
         return
     positions = [(i, *spans[i, j].tolist()) for i, j in unknown.nonzero().tolist()]
     words = dict.fromkeys(_short(captions[i][start:end]) for i, start, end in positions)
-    warnings.warn(f"not in the vocabulary of this model, ignored: {', '.join(words)}", stacklevel=4)
+    _warn(f"not in the vocabulary of this model, ignored: {', '.join(words)}")
 
 
 def _warn_cut(
@@ -114,7 +115,15 @@ def _warn_cut(
     for caption, tokens, span in zip(captions, whole, spans, strict=True):
         if len(tokens) > max_length:
             lost = _short(caption[int(span[:, 1].max()) :].strip())
-            warnings.warn(f"only {max_length} tokens are read; ignored: {lost}", stacklevel=4)
+            _warn(f"only {max_length} tokens are read; ignored: {lost}")
+
+
+def _warn(message: str) -> None:
+    """Warn at the line of the caller's own code, however deep in the library this is."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals["__name__"].startswith(("minidiff", "torch")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def _short(text: str) -> str:

@@ -1,0 +1,25 @@
+"""Small text encoders, for the tests of chapter 6."""
+
+import torch
+from torch import nn
+
+import minidiff as md
+
+CAPTIONS = ["a cat in a top hat, on a green background", "two black dogs", "Hat"]
+
+
+def encode(encoder: md.TextEncoder, captions: list[str]) -> md.Condition:
+    """Through the door and on."""
+    return encoder(encoder.ids(captions))
+
+
+def small() -> md.TextEncoder:
+    torch.manual_seed(2)
+    return md.TextEncoder.from_captions(CAPTIONS, dim=32, layers=1, max_length=12)
+
+
+def model_with(encoder: md.TextEncoder) -> md.Diffusion:
+    torch.manual_seed(3)
+    net = md.MLP(2, 32, 1, condition_dim=32)
+    nn.init.normal_(net.last.weight)
+    return md.Diffusion(net, md.Cosine(), "v", encoder)
