@@ -12,7 +12,7 @@ are first asked for, so that ``import minidiff`` takes little longer than ``impo
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from minidiff import exact, likelihood
+from minidiff import exact, likelihood, pixels
 from minidiff.condition import Condition, Encoder, LabelEncoder
 from minidiff.denoiser import MLP, Denoiser, Diffusion, DiT, UNet
 from minidiff.doctor import doctor
@@ -26,31 +26,21 @@ from minidiff.forward import (
     to_target,
     transition,
 )
-from minidiff.guidance import clip, gradient_guide, guide, threshold
+from minidiff.guidance import clamp, gradient_guide, guide, threshold
 from minidiff.interop import from_diffusers
 from minidiff.loss import loss
 from minidiff.pipeline import TextToImage
 from minidiff.sampling import State, ddim, ddpm, dpmpp_2m, generators, heun, noise, sample
-from minidiff.schedule import (
-    VP,
-    Betas,
-    Cosine,
-    Flow,
-    Karras,
-    Linear,
-    Schedule,
-    Shifted,
-    Sigmoid,
-)
+from minidiff.schedule import VP, Betas, Cosine, Flow, Karras, Linear, Schedule, Shifted, Sigmoid
 
 if TYPE_CHECKING:
-    from minidiff import data, metrics, plots
+    from minidiff import critters, data, metrics, plots
     from minidiff.text import CLIP, Alignment, TextEncoder
     from minidiff.training import EMA, Step, train
 
 __version__ = "0.1.0"
 
-_MODULES = ("data", "metrics", "plots")
+_MODULES = ("critters", "data", "metrics", "plots")
 _HOMES = {  # the module each name is in
     "CLIP": "text", "Alignment": "text", "TextEncoder": "text",
     "EMA": "training", "Step": "training", "train": "training",
@@ -59,10 +49,10 @@ _HOMES = {  # the module each name is in
 __all__ = [
     "CLIP", "EMA", "MLP", "VP", "Alignment", "Betas", "Condition", "Cosine", "Denoiser", "DiT", "Diffusion",
     "Encoder", "Flow", "Gaussian", "Karras", "LabelEncoder", "Linear", "NoiseLevel", "Prediction",
-    "Schedule", "Shifted", "Sigmoid", "State", "Step", "TextEncoder", "TextToImage", "UNet", "clip", "data",
-    "ddim", "ddpm", "diffuse",
+    "Schedule", "Shifted", "Sigmoid", "State", "Step", "TextEncoder", "TextToImage", "UNet", "clamp",
+    "critters", "data", "ddim", "ddpm", "diffuse",
     "doctor", "dpmpp_2m", "exact", "from_diffusers", "from_target", "generators", "gradient_guide", "guide",
-    "heun", "likelihood", "loss", "metrics", "noise", "plots", "posterior", "sample", "threshold",
+    "heun", "likelihood", "loss", "metrics", "noise", "pixels", "plots", "posterior", "sample", "threshold",
     "to_target", "train", "transition",
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from tqdm import tqdm
@@ -20,16 +20,11 @@ from minidiff import __version__
 from minidiff.files import write_whole
 
 if TYPE_CHECKING:
-    import torch
+    from minidiff.denoiser import Diffusion
 
-CLIPS = ("critters-clip", "critters-duo-clip")
-JUDGES = (*CLIPS, "critters-reader", "critters-duo-reader")
+DATA = "What it was trained on: a recipe (critters, critters-duo, fashion-mnist) or a folder."
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def show_version(asked: bool) -> None:
@@ -42,8 +37,7 @@ def show_version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool,
-        typer.Option("--version", help="Print the version.", callback=show_version, is_eager=True),
+        bool, typer.Option("--version", help="Print the version.", callback=show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Small diffusion models: draw with one, train one, measure one, examine one."""
@@ -53,9 +47,7 @@ def options(
 def sample(
     prompt: Annotated[str, typer.Argument(help="What to draw, e.g. 'a cat in a top hat'.")],
     model: Annotated[str, typer.Option(help="Shipped model, folder, or hub id.")] = "critters",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Image file to write.")] = Path(
-        "sample.png"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Image file to write.")] = Path("sample.png"),
     num_images: Annotated[int, typer.Option(min=1, help="How many, side by side.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none.")] = 3.0,
@@ -75,7 +67,7 @@ def sample(
 ) -> None:
     """Draw images for a prompt and write them into one file."""
     from minidiff.pipeline import TextToImage
-    from minidiff.plots import save_grid
+    from minidiff.pixels import save_grid
 
     check_image_name(output)
     if seed is None:
@@ -118,62 +110,52 @@ def train(
     lr: Annotated[
         float | None, typer.Option(help="Highest learning rate; the recipe's if not given.")
     ] = None,
+    width: Annotated[int, typer.Option(help="Channels of the U-Net's first level.")] = 64,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column of a folder's metadata with the captions.")
+    ] = None,
     sample_every: Annotated[int, typer.Option(min=1, help="Steps between sample grids.")] = 300,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saves.")] = 300,
 ) -> None:
     """Train a model: a named recipe, or your own folder of captioned images."""
     import torch
 
-    from minidiff import recipes
+    from minidiff import fit
     from minidiff.denoiser import Conditioning
+    from minidiff.recipes import HELPERS, RECIPES, get_recipe
     from minidiff.state import saved_steps
     from minidiff.text import TextEncoder
     from minidiff.training import processes
 
     torch.manual_seed(seed)
-    if what in JUDGES:
+    options: dict[str, Any] = {
+        "size": size, "images": images, "data_root": data_root, "width": width,
+        "caption_column": caption_column, "conditioning": conditioning,
+    }  # fmt: skip
+    if what in HELPERS:
         if resume or text_encoder or conditioning != "both" or batch_size or lr:
             raise ValueError(
                 f"{what} takes none of --resume, --text-encoder, --conditioning, --batch-size and --lr: "
                 "it is trained whole"
             )
-        if (output / "config.json").exists():
-            raise FileExistsError(f"{output} holds a model: choose another folder")
-        if what in CLIPS:
-            train_clip(what, output, steps, images, size, seed)
-        else:
-            train_reader(what, output, steps, seed)
+        train_helper(what, output, steps, seed, options)
         return
+    if what not in RECIPES and not Path(what).is_dir():
+        known = ", ".join([*RECIPES, *HELPERS])
+        raise ValueError(f"nothing to train: {what!r} is no recipe ({known}) and no folder")
     if conditioning not in get_args(Conditioning):
-        raise ValueError(
-            f"--conditioning {conditioning}: choose one of {', '.join(get_args(Conditioning))}"
-        )
-    text = TextEncoder.from_pretrained(text_encoder) if text_encoder else None
-    enters = cast(Conditioning, conditioning)
-    if what == "critters":
-        recipe = recipes.critters_recipe(images, size, text, enters)
-    elif what == "critters-duo":
-        recipe = recipes.critters_duo_recipe(images, size, text, enters)
-    elif what == "fashion-mnist":
-        recipe = recipes.fashion_mnist_recipe(data_root, text, enters)
-    elif Path(what).is_dir():
-        recipe = recipes.folder_recipe(what, size, text, enters)
-    else:
-        raise ValueError(
-            f"nothing to train: {what!r} is no recipe (critters, critters-duo, fashion-mnist, "
-            f"{', '.join(JUDGES)}) and no folder"
-        )
-    if steps is not None:
-        recipe.steps = steps
-    if batch_size is not None:
-        recipe.batch_size = batch_size
-    if lr is not None:
-        recipe.lr = lr
-    for note in recipe.notes:
+        raise ValueError(f"--conditioning {conditioning}: choose one of {', '.join(get_args(Conditioning))}")
+    if text_encoder:
+        options["encoder"] = TextEncoder.from_pretrained(text_encoder)
+    recipe = get_recipe(what, **options)
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("lr", lr)):
+        if value is not None:
+            setattr(recipe, name, value)
+    for note in recipe.source.notes:
         say(note)
     parameters = sum(p.numel() for p in recipe.model.parameters()) / 1e6
-    say(f"{len(recipe.images)} images, {parameters:.1f} M parameters, {recipe.steps} steps")
-    fitting = recipes.fit(
+    say(f"{len(recipe.source.images)} images, {parameters:.1f} M parameters, {recipe.steps} steps")
+    fitting = fit.fit(
         recipe, output, seed=seed, resume=resume, sample_every=sample_every, save_every=save_every
     )
     started = time.monotonic()
@@ -212,85 +194,50 @@ class RunningMean:
         return self.total / self.weight
 
 
-def train_clip(
-    what: str, output: Path, steps: int | None, images: int, size: int, seed: int
-) -> None:
-    """Train a small CLIP on one critter or two and save it; print how often it tells what a picture shows."""
-    import torch
+def train_helper(what: str, output: Path, steps: int | None, seed: int, options: dict[str, Any]) -> None:
+    """Train a CLIP or a reader, save it, and print how often it is right on fresh renders."""
+    from minidiff.recipes import HELPERS, Options
 
-    from minidiff import recipes
-    from minidiff import text as alignment
-    from minidiff.data import reader as readers
-    from minidiff.evaluation import clip_accuracy, duo_clip_accuracy
-
-    untrained, measure = {
-        "critters-clip": (recipes.critters_clip, clip_accuracy),
-        "critters-duo-clip": (recipes.critters_duo_clip, duo_clip_accuracy),
-    }[what]
-    steps = steps or 1500
-    clip, batches = untrained(images, size, seed)
-    losses = alignment.train_clip(clip, batches, steps, seed=seed, degrade=readers.degrade)
+    if (output / "config.json").exists():
+        raise FileExistsError(f"{output} holds a model: choose another folder")
+    helper, chosen = HELPERS[what], Options(**options)
+    network, steps = helper.make(chosen), steps or helper.steps
+    losses = helper.train(network, chosen, steps, seed)
     for loss in (bar := tqdm(losses, total=steps, unit="step")):
         bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-    clip.save_pretrained(output, torch.float16)
-    for name, score in measure(clip).items():
-        typer.echo(f"{name:16} {score}")
-
-
-def train_reader(what: str, output: Path, steps: int | None, seed: int) -> None:
-    """Train an attribute reader, of one critter or two, and save it; print its accuracy on fresh renders."""
-    from minidiff.data import duo
-    from minidiff.data import reader as readers
-    from minidiff.evaluation import duo_reader_accuracy, reader_accuracy
-
-    if what == "critters-reader":
-        steps = steps or 1500
-        reader = readers.AttributeReader()
-        losses = readers.train_reader(reader, steps, seed=seed)
-    else:
-        steps = steps or 6000
-        reader = readers.AttributeReader(attributes=duo.ATTRIBUTES, features=256)
-        losses = readers.train_duo_reader(reader, steps, seed=seed)
-    for loss in (bar := tqdm(losses, total=steps, unit="step")):
-        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-    reader.eval().save_pretrained(output)
-    measure = reader_accuracy if what == "critters-reader" else duo_reader_accuracy
-    for name, score in measure(reader).items():
+    network.eval().save_pretrained(output, helper.dtype)
+    for name, score in helper.measure(network).items():
         typer.echo(f"{name:16} {score}")
 
 
 @app.command()
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="A critters model: shipped name, folder, or hub id.")
-    ],
-    data: Annotated[
-        str | None, typer.Argument(help="What it draws, critters or critters-duo.")
-    ] = None,
+    model: Annotated[str, typer.Argument(help="Shipped model, folder of a run, or hub id.")],
+    data: Annotated[str | None, typer.Argument(help=DATA)] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Prompts per split.")] = 512,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 3.0,
     sampler: Annotated[str, typer.Option(help="dpmpp_2m, heun, ddim or ddpm.")] = "dpmpp_2m",
     seed: Annotated[int, typer.Option(min=0, help="Of prompts and noise.")] = 0,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the scores as JSON.")
+    data_root: Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column of a folder's metadata with the captions.")
     ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores as JSON.")] = None,
 ) -> None:
-    """Prompt accuracy on seen and held-out pairs, with error bars; of a model of two critters, binding."""
-    from minidiff.data import critters
-    from minidiff.evaluation import data_of, evaluate_critters, evaluate_duo, unknown_words
+    """Scores with error bars: of critters, how often pictures show what the prompt says; of other data, the
+    loss against its floor and the distance to pictures that were held back."""
     from minidiff.pipeline import TextToImage
+    from minidiff.recipes import get_recipe
 
     pipe = TextToImage.from_pretrained(model)
-    data = data or data_of(pipe.model)
-    if data is None and not unknown_words(pipe.model, critters.vocabulary()):
-        raise ValueError(
-            "its text encoder reads any word: say what it draws, critters or critters-duo"
-        )
-    if data not in (None, "critters", "critters-duo"):
-        raise ValueError(f"no scores for {data!r}: use critters or critters-duo")
-    scores = (evaluate_duo if data == "critters-duo" else evaluate_critters)(
-        pipe, prompts=prompts, steps=steps, guidance=guidance, sampler=sampler, seed=seed
+    data = data or guess_data(pipe.model)
+    if data is None:
+        raise ValueError("its words do not tell what it draws: say so, with a recipe or a folder")
+    size = pipe.model.shape[-1] if pipe.model.shape else 64
+    recipe = get_recipe(data, size=size, data_root=data_root, caption_column=caption_column)
+    scores = recipe.score(
+        pipe, recipe, prompts=prompts, steps=steps, guidance=guidance, sampler=sampler, seed=seed
     )
     for name, score in scores.items():
         typer.echo(f"{name:36} {score}")
@@ -301,12 +248,7 @@ def evaluate(
 @app.command()
 def doctor(
     model: Annotated[str, typer.Argument(help="Shipped model, folder of a run, or hub id.")],
-    data: Annotated[
-        str | None,
-        typer.Argument(
-            help="critters, critters-duo, fashion-mnist or a folder: what it was trained on."
-        ),
-    ] = None,
+    data: Annotated[str | None, typer.Argument(help=DATA)] = None,
     samples: Annotated[int, typer.Option(min=32, help="Images of the data to look at.")] = 256,
     data_root: Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of data and noise.")] = 0,
@@ -314,45 +256,35 @@ def doctor(
     """Say what is wrong with a model, or what it has learned; exit code 2 if something is wrong."""
     from minidiff.denoiser import Diffusion
     from minidiff.doctor import doctor as examine
-    from minidiff.evaluation import data_of
+    from minidiff.pixels import from_bytes
+    from minidiff.recipes import get_recipe
     from minidiff.state import trained_weights
 
     diffusion = Diffusion.from_pretrained(model)
-    data = data or data_of(diffusion)
-    images, captions = None, None
+    data = data or guess_data(diffusion)
+    x0, captions = None, None
     if data is not None:
         if diffusion.shape is None:
-            raise ValueError(
-                "the model does not say the shape of its images: look at it from Python"
-            )
-        images, captions = some_data(data, diffusion.shape[-1], samples, data_root, seed)
+            raise ValueError("the model does not say the shape of its images: look at it from Python")
+        size = diffusion.shape[-1]
+        source = get_recipe(data, size=size, images=samples, seed=seed, data_root=data_root).source
+        x0 = from_bytes(source.images[:samples])
+        captions = source.captions(len(x0)) if diffusion.encoder is not None else None
     raw = None
     if (Path(model) / "training.safetensors").is_file():
         raw = copy.deepcopy(diffusion)
         raw.load_state_dict(trained_weights(model))
-    told = captions if diffusion.encoder is not None else None
-    report = examine(diffusion, images, told, raw=raw, seed=seed)
+    report = examine(diffusion, x0, captions, raw=raw, seed=seed)
     typer.echo(str(report))
     if report.findings:
         raise typer.Exit(2)
 
 
-def some_data(
-    name: str, size: int, n: int, data_root: Path | None, seed: int
-) -> "tuple[torch.Tensor, list[str]]":
-    """``n`` images in [-1, 1] and their captions, of a recipe's data or a folder."""
-    from minidiff.data import Critters, Duo, captioned_folder, fashion_mnist
+def guess_data(model: "Diffusion") -> str | None:
+    """The recipe whose data a model draws, as far as the words it knows tell."""
+    from minidiff.critters.scores import count_of
 
-    if name in ("critters", "critters-duo"):
-        data = (Critters if name == "critters" else Duo)(n, size, "train", seed=seed)
-        images, captions = data.images(), data.captions()
-    elif name == "fashion-mnist":
-        images, captions = fashion_mnist(data_root)
-    elif Path(name).is_dir():
-        images, captions, _ = captioned_folder(name, size)
-    else:
-        raise ValueError(f"no data {name!r}: use critters, critters-duo, fashion-mnist or a folder")
-    return images[:n].float() / 127.5 - 1, captions[:n]
+    return {1: "critters", 2: "critters-duo", None: None}[count_of(model)]
 
 
 def say(text: str) -> None:
@@ -369,9 +301,7 @@ def check_image_name(path: Path) -> None:
 
     Image.init()
     if path.suffix.lower() not in Image.EXTENSION:
-        raise ValueError(
-            f"--output {path}: {path.suffix or 'no ending'} is no image format; use .png"
-        )
+        raise ValueError(f"--output {path}: {path.suffix or 'no ending'} is no image format; use .png")
 
 
 def write_json(values: object, path: Path) -> None:

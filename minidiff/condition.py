@@ -55,9 +55,7 @@ class Condition(NamedTuple):
             ValueError: there are neither 1 nor ``batch`` conditions.
         """
         if len(self.pooled) not in (1, batch):
-            raise ValueError(
-                f"{len(self.pooled)} conditions for {batch} samples: give 1 or {batch}"
-            )
+            raise ValueError(f"{len(self.pooled)} conditions for {batch} samples: give 1 or {batch}")
         return Condition(*(part.expand(batch, *part.shape[1:]) for part in self))
 
     @staticmethod
@@ -66,9 +64,7 @@ class Condition(NamedTuple):
         longest = max(condition.mask.shape[1] for condition in conditions)
         missing = [longest - condition.mask.shape[1] for condition in conditions]
         return Condition(
-            torch.cat(
-                [F.pad(c.tokens, (0, 0, 0, n)) for c, n in zip(conditions, missing, strict=True)]
-            ),
+            torch.cat([F.pad(c.tokens, (0, 0, 0, n)) for c, n in zip(conditions, missing, strict=True)]),
             torch.cat([F.pad(c.mask, (0, n)) for c, n in zip(conditions, missing, strict=True)]),
             torch.cat([c.pooled for c in conditions]),
         )

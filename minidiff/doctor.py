@@ -109,9 +109,7 @@ class Report:
                 errors = f"{e.trivial:9.5f}  {e.model:9.5f}  {e.floor:9.5f}"
                 lines.append(f"                    {e.t:4.2f}  {errors}    {learned}")
             if not math.isnan(self.learned):
-                lines.append(
-                    f"learned: {100 * self.learned:.0f} % of the way from trivial to floor"
-                )
+                lines.append(f"learned: {100 * self.learned:.0f} % of the way from trivial to floor")
         lines += [f"- {finding}" for finding in self.findings] or ["nothing is wrong"]
         return "\n".join(lines)
 
@@ -155,9 +153,7 @@ def doctor(
         raise ValueError(f"x0 holds {len(x0)} samples: give at least 2, better 256")
     condition = model.encode(condition)
     if condition is not None and len(condition.pooled) != len(x0):
-        raise ValueError(
-            f"{len(condition.pooled)} conditions for {len(x0)} samples: give one for each"
-        )
+        raise ValueError(f"{len(condition.pooled)} conditions for {len(x0)} samples: give one for each")
     report.findings += _check_data(x0)
     if not x0.is_floating_point():
         return report
@@ -243,9 +239,7 @@ def _check_data(x0: Tensor) -> Iterator[Finding]:
 # --- numbers ------------------------------------------------------------------------------------
 
 
-def _check_numbers(
-    model: Diffusion, x0: Tensor, condition: Conditions, seed: int
-) -> Iterator[Finding]:
+def _check_numbers(model: Diffusion, x0: Tensor, condition: Conditions, seed: int) -> Iterator[Finding]:
     """Which layer makes the first nan or inf, in float32 and in bfloat16?"""
     x0, condition = x0[:16], _take(condition, range(min(16, len(x0))))
     level = model.schedule(torch.linspace(0.02, 1, len(x0), dtype=torch.float64))
@@ -273,12 +267,25 @@ def _note(path: str, culprits: list[str], part: nn.Module, inputs: Any, out: Any
 # --- errors -------------------------------------------------------------------------------------
 
 
-def _errors(
-    model: Diffusion, x0: Tensor, condition: Conditions, oracle: GaussianMixture | None, seed: int
-) -> list[LevelError]:
+@torch.no_grad()
+def errors_by_level(
+    model: Diffusion, x0: Tensor, condition: Conditions, oracle: GaussianMixture | None = None, seed: int = 0
+) -> dict[float, dict[str, Tensor]]:
+    """Squared errors of x0, sample by sample, at each time at which the target says what x0 is.
+
+    Args:
+        model: whose "model" errors to measure.
+        x0: data (B, ...), on its device.
+        condition: what each shows, encoded, or None.
+        oracle: the exact distribution of the data; None for that of ``x0`` itself.
+        seed: of the noise.
+
+    Returns:
+        By time, "model", "trivial" and "floor" errors (B,), means over the elements of each sample.
+    """
     exact = FiniteData(x0) if oracle is None else oracle
     mean, variance = x0.mean(0), x0.var(0)  # (...), of each element
-    found = []
+    found = {}
     for t in TIMES:
         level = model.schedule(t)
         if _undefined(model, level):
@@ -291,12 +298,20 @@ def _errors(
             "trivial": mean + gain * (x_t - alpha * mean),
             "floor": exact.denoise(x_t, level).x0,
         }
-        errors = {name: ((x - x0) ** 2).flatten(1).mean(1) for name, x in guesses.items()}  # (B,)
+        found[t] = {name: ((x - x0) ** 2).flatten(1).mean(1) for name, x in guesses.items()}
+    return found
+
+
+def _errors(
+    model: Diffusion, x0: Tensor, condition: Conditions, oracle: GaussianMixture | None, seed: int
+) -> list[LevelError]:
+    levels = []
+    for t, errors in errors_by_level(model, x0, condition, oracle, seed).items():
         excess = errors["model"] - errors["trivial"]
         means = {name: error.mean().item() for name, error in errors.items()}
         stderr = (excess.std() / len(excess) ** 0.5).item()
-        found.append(LevelError(t, **means, stderr=stderr, excess=excess.mean().item()))
-    return found
+        levels.append(LevelError(t, **means, stderr=stderr, excess=excess.mean().item()))
+    return levels
 
 
 def _check_levels(report: Report) -> Iterator[Finding]:
@@ -317,9 +332,7 @@ def _check_levels(report: Report) -> Iterator[Finding]:
         yield Finding("t coverage", f"at t = {times} a linear guess is better; {much}.", advice)
 
 
-def _check_time(
-    model: Diffusion, x0: Tensor, condition: Conditions, seed: int
-) -> Iterator[Finding]:
+def _check_time(model: Diffusion, x0: Tensor, condition: Conditions, seed: int) -> Iterator[Finding]:
     """The same input announced with other times must give other outputs."""
     x0, condition = x0[:32], _take(condition, range(min(32, len(x0))))
     level = model.schedule(0.5)
@@ -333,9 +346,7 @@ def _check_time(
         yield Finding("time", "the output does not depend on the time.", advice)
 
 
-def _check_condition(
-    model: Diffusion, x0: Tensor, condition: Conditions, seed: int
-) -> Iterator[Finding]:
+def _check_condition(model: Diffusion, x0: Tensor, condition: Conditions, seed: int) -> Iterator[Finding]:
     """Is the condition heard, and does it tell anything about the data?"""
     level = model.schedule(0.8)
     x_t = diffuse(x0, _noise(x0, seed), level)

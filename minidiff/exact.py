@@ -69,9 +69,7 @@ class GaussianMixture:
         k, self.shape = len(means), means.shape[1:]
         if means.ndim < 2 or means.numel() == 0:
             raise ValueError(f"means of shape {tuple(means.shape)}: give (K, *D), e.g. (8, 2)")
-        self.axes: Tensor | None = (
-            None  # (K, F, F): eigenvectors as columns; None for the usual axes
-        )
+        self.axes: Tensor | None = None  # (K, F, F): eigenvectors as columns; None for the usual axes
         if covariances is not None:
             if stds is not None:
                 raise ValueError("both stds and covariances are given: give one of them")
@@ -101,9 +99,7 @@ class GaussianMixture:
             raise ValueError("weights are all 0: at least one component must be possible")
         self.weights = self.weights / self.weights.sum()
 
-    def denoise(
-        self, x_t: Tensor, level: NoiseLevel, condition: Tensor | None = None
-    ) -> Prediction:
+    def denoise(self, x_t: Tensor, level: NoiseLevel, condition: Tensor | None = None) -> Prediction:
         """E[x0 | x_t] and E[eps | x_t]: the best guess there is, in the sense of squared error.
 
         Args:
@@ -125,9 +121,7 @@ class GaussianMixture:
         eps = sigma * self._average(r, 1 / v, x, alpha)
         return Prediction(x0.reshape(x_t.shape).to(x_t), eps.reshape(x_t.shape).to(x_t))
 
-    def responsibilities(
-        self, x_t: Tensor, level: NoiseLevel, condition: Tensor | None = None
-    ) -> Tensor:
+    def responsibilities(self, x_t: Tensor, level: NoiseLevel, condition: Tensor | None = None) -> Tensor:
         """r_k = p(k | x_t), (B, K): which component was it? Arguments as in :meth:`denoise`."""
         x, alpha, _, v = self._at(x_t, level)
         return self._log_joint(x, alpha, v, condition).softmax(dim=1).to(x_t)
@@ -208,9 +202,7 @@ class GaussianMixture:
             raise ValueError("points have no density at sigma = 0: ask at a level with noise")
         return x, alpha, sigma, v.clamp(min=TINY_VARIANCE)
 
-    def _log_joint(
-        self, x: Tensor, alpha: Tensor, v: Tensor, condition: Tensor | None = None
-    ) -> Tensor:
+    def _log_joint(self, x: Tensor, alpha: Tensor, v: Tensor, condition: Tensor | None = None) -> Tensor:
         """log(w_k p(x_t | k)), (B, K)."""
         mu, log_weights = self.means, self.weights.log()
         if v.shape[2] == 1:  # |x - alpha mu|² multiplied out: many wide images need no (B, K, F)

@@ -41,14 +41,10 @@ def locate(
 
     try:
         files = ["*.json", "*.safetensors", "*.txt"]
-        return Path(
-            snapshot_download(str(name), revision=revision, token=token, allow_patterns=files)
-        )
+        return Path(snapshot_download(str(name), revision=revision, token=token, allow_patterns=files))
     except Exception as error:  # the hub client raises many kinds; the user needs one line
         reason = first_line(error)
-        raise FileNotFoundError(
-            f"{missing_model}, and not to be had from the hub ({reason})"
-        ) from error
+        raise FileNotFoundError(f"{missing_model}, and not to be had from the hub ({reason})") from error
 
 
 def locate_pretrained(name: str | os.PathLike[str]) -> str:
@@ -62,11 +58,7 @@ def locate_pretrained(name: str | os.PathLike[str]) -> str:
             return str(folder)
     if Path(name).exists():
         raise FileNotFoundError(f"{os.fspath(name)} holds no text encoder: config.json is missing")
-    if (
-        Path(name).is_absolute()
-        or os.fspath(name).startswith(".")
-        or os.fspath(name).count("/") > 1
-    ):
+    if Path(name).is_absolute() or os.fspath(name).startswith(".") or os.fspath(name).count("/") > 1:
         raise FileNotFoundError(f"no text encoder {os.fspath(name)!r}: there is no such folder")
     return os.fspath(name)
 

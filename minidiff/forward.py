@@ -123,9 +123,7 @@ def diffuse(x0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
         ValueError: ``eps`` is not shaped like ``x0``, or ``level`` does not fit the batch.
     """
     if eps.shape != x0.shape:
-        raise ValueError(
-            f"eps has shape {tuple(eps.shape)}, x0 has {tuple(x0.shape)}: they must agree"
-        )
+        raise ValueError(f"eps has shape {tuple(eps.shape)}, x0 has {tuple(x0.shape)}: they must agree")
     _, alpha, sigma = level.like(x0)
     return alpha * x0 + sigma * eps
 

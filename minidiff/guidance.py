@@ -82,9 +82,7 @@ def guide(
             both = denoise(torch.cat([x_t, x_t]), twice, Condition.cat([asked, other]))
             (x0, x0_other), (eps, eps_other) = (part.chunk(2) for part in both)
         else:  # a condition of the caller's own kind cannot be joined into one batch
-            (x0, eps), (x0_other, eps_other) = (
-                denoise(x_t, level, c) for c in (condition, negative)
-            )
+            (x0, eps), (x0_other, eps_other) = (denoise(x_t, level, c) for c in (condition, negative))
         strength = broadcast(torch.where(inside, scale, 1.0), x_t)
         stretched = Prediction(
             x0_other + strength * (x0 - x0_other), eps_other + strength * (eps - eps_other)
@@ -100,9 +98,7 @@ def guide(
 
 
 def gradient_guide(
-    denoise: Denoiser,
-    log_likelihood: Callable[[Tensor, NoiseLevel], Tensor],
-    scale: float = 1.0,
+    denoise: Denoiser, log_likelihood: Callable[[Tensor, NoiseLevel], Tensor], scale: float = 1.0
 ) -> Denoiser:
     """Guidance by the gradient of anything that can be differentiated: a classifier, a measurement, a
     preference.
@@ -121,8 +117,8 @@ def gradient_guide(
     have come from, so this is an approximation, best at little noise. It is exact only if the level is
     used to widen ``p(c | x0)`` by the spread around x0, which can be worked out for Gaussians.
 
-    Another guidance goes inside, ``gradient_guide(guide(...), ...)``, and clipping outside: values that
-    are clipped have no slope. One step costs one pass forward and one back.
+    Another guidance goes inside, ``gradient_guide(guide(...), ...)``, and clamping outside: values that
+    are clamped have no slope. One step costs one pass forward and one back.
 
     Args:
         denoise: any denoiser that can be differentiated.
@@ -168,10 +164,10 @@ def gradient_guide(
     return guided
 
 
-def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+def clamp(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """A denoiser whose x0 stays in the range of the data, as images do (Ho et al. 2020, section 3).
 
-    The noise is derived again from the clipped x0: x_t does not change, so if one part of the mixture
+    The noise is derived again from the clamped x0: x_t does not change, so if one part of the mixture
     moves, so must the other. Without that, samplers drift.
 
     Args:
@@ -180,10 +176,10 @@ def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
         high: largest value of the data.
     """
 
-    def clipped(x_t: Tensor, level: NoiseLevel) -> Prediction:
+    def clamped(x_t: Tensor, level: NoiseLevel) -> Prediction:
         return _with_x0(denoise(x_t, level).x0.clamp(low, high), x_t, level)
 
-    return clipped
+    return clamped
 
 
 def threshold(denoise: Denoiser, percentile: float = 0.995) -> Denoiser:
@@ -191,7 +187,7 @@ def threshold(denoise: Denoiser, percentile: float = 0.995) -> Denoiser:
     is scaled back into it, not cut off.
 
     With s the given quantile of ``|x0|`` in each sample, at least 1, x0 is clipped to [-s, s] and divided
-    by s; the noise is derived again, as in :func:`clip`.
+    by s; the noise is derived again, as in :func:`clamp`.
 
     Args:
         denoise: any denoiser of images in [-1, 1].

@@ -42,10 +42,7 @@ class DiffusersModel(Diffusion):
         return values if self.encoder is None else super().ids(values)
 
     def forward(
-        self,
-        x_t: Tensor,
-        level: NoiseLevel,
-        condition: Condition | Tensor | Mapping[str, Any] | None = None,
+        self, x_t: Tensor, level: NoiseLevel, condition: Condition | Tensor | Mapping[str, Any] | None = None
     ) -> Tensor:
         """The network's raw output, without a learned variance if it has one.
 
@@ -109,9 +106,7 @@ def from_diffusers(net: nn.Module, scheduler: Any) -> DiffusersModel:
                 f"{name} with prediction_type {prediction!r} and sigma_data {config.sigma_data:g}: only "
                 f"'epsilon' and {SIGMA_DATA:g} are known here"
             )
-        return DiffusersModel(
-            net, Karras(config.sigma_min, config.sigma_max, config.rho), "edm", shape=shape
-        )
+        return DiffusersModel(net, Karras(config.sigma_min, config.sigma_max, config.rho), "edm", shape=shape)
     if name.startswith("FlowMatch"):
         if config.get("use_dynamic_shifting"):
             raise ValueError(
@@ -119,9 +114,7 @@ def from_diffusers(net: nn.Module, scheduler: Any) -> DiffusersModel:
                 "give DiffusersModel(net, Shifted(Flow(), shift), 'flow')"
             )
         shift = float(config.get("shift") or 1.0)
-        return DiffusersModel(
-            net, Flow() if shift == 1 else Shifted(Flow(), shift), "flow", shape=shape
-        )
+        return DiffusersModel(net, Flow() if shift == 1 else Shifted(Flow(), shift), "flow", shape=shape)
     if prediction not in TARGETS:
         known = ", ".join(TARGETS)
         raise ValueError(f"{name} has prediction_type {prediction!r}: known are {known}")
@@ -131,9 +124,7 @@ def from_diffusers(net: nn.Module, scheduler: Any) -> DiffusersModel:
     return DiffusersModel(net, schedule, TARGETS[prediction], shape=shape)
 
 
-def _arguments(
-    condition: Condition | Tensor | Mapping[str, Any] | None, like: Tensor
-) -> dict[str, Any]:
+def _arguments(condition: Condition | Tensor | Mapping[str, Any] | None, like: Tensor) -> dict[str, Any]:
     """The condition as keyword arguments of the network; tensors go to its device and dtype."""
     if condition is None:
         return {}

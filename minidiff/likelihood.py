@@ -134,9 +134,7 @@ def flow_log_likelihood(
         raise ValueError(f"probes = {probes}: use at least 1, or None for the exact divergence")
     path = [level for level in reversed(levels) if level.sigma > 0]
     if len(path) < 2 or not all(level.alpha > 1e-6 for level in path):
-        raise ValueError(
-            "the flow needs 2 levels with noise, all with alpha > 0: use log_snr spacing"
-        )
+        raise ValueError("the flow needs 2 levels with noise, all with alpha > 0: use log_snr spacing")
     y = x.double()
     directions = _directions(y, probes, generator)
     log_det = torch.zeros(len(y), dtype=torch.float64, device=y.device)

@@ -127,9 +127,7 @@ def loss(
             kind that can be withheld.
     """
     if not 0 <= condition_dropout <= 1:
-        raise ValueError(
-            f"condition_dropout = {condition_dropout:g} is a chance: give it in [0, 1]"
-        )
+        raise ValueError(f"condition_dropout = {condition_dropout:g} is a chance: give it in [0, 1]")
     if isinstance(weighting, str) and weighting not in WEIGHTINGS:
         raise ValueError(f"unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}")
     level = model.schedule(stratified_times(len(x0), generator, x0.device))

@@ -9,17 +9,17 @@ the number of samples, without which a score means little::
 * :func:`proportion`: how often something is right, for instance the prompt.
 * :func:`energy_test`: could two sets of points come from the same distribution?
 * :func:`frechet_distance`, :func:`kernel_distance`: FID and KID, through torchmetrics, with any
-  network as the judge. FID is biased: fewer samples, higher FID, with the same model. No interval
+  network in between. FID is biased: fewer samples, higher FID, with the same model. No interval
   shows that, so compare only FIDs of equal n. KID has no such bias.
 """
 
 import math
 import warnings
 from collections.abc import Callable
-from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 
@@ -70,17 +70,23 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials: give 0 <= successes <= n, n >= 1")
-    z = _normal_quantile(confidence)
-    p = successes / n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    # At the ends the formula gives exactly 0 and 1, but for rounding.
-    return centre - half if successes else 0.0, centre + half if successes < n else 1.0
+    _check_confidence(confidence)
+    low, high = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(low), float(high)
 
 
 def proportion(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """The share of successes with its :func:`wilson` interval; prints in per cent."""
     return Interval(successes / max(n, 1), *wilson(successes, n, confidence), n, "%")
+
+
+def mean(values: Tensor, confidence: float = 0.95) -> Interval:
+    """The mean of independent numbers (n,), n >= 2, with the interval of Student's t."""
+    n = len(values)
+    stderr = float(values.double().std()) / math.sqrt(n)
+    half = _student_quantile(confidence, n - 1) * stderr
+    value = float(values.double().mean())
+    return Interval(value, value - half, value + half, n)
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
@@ -226,18 +232,12 @@ def _features(x: Tensor, feature: nn.Module | None, batch_size: int) -> Tensor:
         x = torch.cat([feature(batch) for batch in x.split(batch_size)])
         feature.train(was_training)
     if x.ndim != 2:
-        raise ValueError(
-            f"features of shape {tuple(x.shape)}: give (n, F), or a network as `feature`"
-        )
+        raise ValueError(f"features of shape {tuple(x.shape)}: give (n, F), or a network as `feature`")
     return x.double()
 
 
 def _jackknife(
-    statistic: Callable[[Tensor, Tensor], float],
-    x: Tensor,
-    y: Tensor,
-    groups: int,
-    confidence: float,
+    statistic: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, groups: int, confidence: float
 ) -> Interval:
     """A statistic of two sets, with the interval of the delete-a-group jackknife (Shao & Tu 1995).
 
@@ -271,16 +271,12 @@ def _pooled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cdist(both, both), weights
 
 
-def _normal_quantile(confidence: float) -> float:
-    """z such that a standard normal number lies in [-z, z] with this probability."""
+def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence = {confidence:g} is outside (0, 1)")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def _student_quantile(confidence: float, freedom: int) -> float:
-    """The same for Student's t with many degrees of freedom (Abramowitz & Stegun 26.7.5)."""
-    z = _normal_quantile(confidence)
-    first = (z**3 + z) / (4 * freedom)
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return z + first + second
+    """q such that Student's t lies in [-q, q] with this probability."""
+    _check_confidence(confidence)
+    return float(stats.t.ppf((1 + confidence) / 2, freedom))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from minidiff.denoiser import Diffusion
 from minidiff.device import default_device
-from minidiff.guidance import clip, guide
+from minidiff.guidance import clamp, guide
+from minidiff.pixels import to_pil
 from minidiff.sampling import SAMPLERS, Sampler, generators, noise, sample
 
 
@@ -107,11 +108,7 @@ class TextToImage:
         """
         prompts = _strings("prompt", prompt)
         negatives = [] if negative is None else _strings("negative", negative)
-        for name, value in (
-            ("num_images", num_images),
-            ("steps", steps),
-            ("batch_size", batch_size),
-        ):
+        for name, value in (("num_images", num_images), ("steps", steps), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} = {value}: use at least 1")
         if not math.isfinite(guidance):
@@ -127,9 +124,7 @@ class TextToImage:
         shape = self._shape(size)
         model, count = self.model, len(prompts) * num_images
         condition = model.encode(prompts)
-        empty = [
-            p for p, any_token in zip(prompts, condition.mask.any(1), strict=True) if not any_token
-        ]
+        empty = [p for p, any_token in zip(prompts, condition.mask.any(1), strict=True) if not any_token]
         if empty:
             warnings.warn(
                 f"nothing to follow in {reprlib.repr(empty)}: drawn without a prompt", stacklevel=3
@@ -142,7 +137,7 @@ class TextToImage:
             rows = [i // num_images for i in numbers]  # the prompt of each image
             other = None if avoided is None else avoided.take(rows)
             guided = guide(model.denoise, condition.take(rows), guidance, other, interval, rescale)
-            denoise = clip(guided)
+            denoise = clamp(guided)
             random = generators(seed + start, len(numbers))
             x = noise((len(numbers), *shape), levels[0], generator=random, device=model.device)
             extra = {"generator": random} if sampler == "ddpm" else {}
@@ -152,18 +147,8 @@ class TextToImage:
 
     def _shape(self, size: tuple[int, int] | None) -> tuple[int, ...]:
         if self.model.shape is None:
-            raise ValueError(
-                "the model does not say the shape of its images: set model.shape = (C, H, W)"
-            )
+            raise ValueError("the model does not say the shape of its images: set model.shape = (C, H, W)")
         return self.model.shape if size is None else (self.model.shape[0], *size)
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    """One image (1 or 3, H, W) in [-1, 1] as a PIL image of the same size."""
-    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(
-        pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
-    )
 
 
 def _strings(name: str, value: object) -> list[str]:

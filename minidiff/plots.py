@@ -32,13 +32,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from minidiff.denoiser import Denoiser
 from minidiff.exact import GaussianMixture
 from minidiff.files import write_whole
 from minidiff.forward import NoiseLevel
 from minidiff.metrics import Interval
+from minidiff.pixels import grid, pixel_array
 from minidiff.sampling import State
 from minidiff.schedule import Schedule
 
@@ -76,9 +76,7 @@ def style() -> Iterator[None]:
 
 
 @style()
-def panels(
-    rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.2, 3.0)
-) -> tuple[Figure, Any]:
+def panels(rows: int = 1, columns: int = 1, size: tuple[float, float] = (3.2, 3.0)) -> tuple[Figure, Any]:
     """An empty figure with ``rows * columns`` axes of ``size`` inches each.
 
     Returns:
@@ -114,7 +112,7 @@ def images(
     Raises:
         ValueError: ``x`` does not hold images, or there are more labels than places.
     """
-    pixels = _pixels(x)
+    pixels = pixel_array(x)
     ncols = min(ncols, len(pixels))
     nrows = -(-len(pixels) // ncols)
     for name, labels, places in (
@@ -198,33 +196,6 @@ def filmstrip(
     return figure
 
 
-def grid(x: Tensor, *, ncols: int = 8, scale: int = 1, padding: int = 2) -> Image.Image:
-    """Images side by side in one PIL image, pixel for pixel.
-
-    Args:
-        x: (B, C, H, W) in [-1, 1], or uint8, with 1 or 3 channels.
-        ncols: images per row.
-        scale: each pixel becomes a square of this side.
-        padding: white pixels between the images.
-
-    Raises:
-        ValueError: ``x`` does not hold images.
-    """
-    pixels = torch.from_numpy(_pixels(x)).permute(0, 3, 1, 2)  # (B, 1 or 3, H, W)
-    pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    if len(pixels) == 1:
-        padding = 0
-    whole = make_grid(pixels, nrow=ncols, padding=padding, pad_value=255)
-    whole = whole[:, padding : whole.shape[1] - padding, padding : whole.shape[2] - padding]
-    return Image.fromarray(whole.permute(1, 2, 0).numpy())
-
-
-def save_grid(x: Tensor, path: str | os.PathLike[str], *, ncols: int = 8, scale: int = 1) -> None:
-    """Write :func:`grid` to ``path``; the ending of its name says in which format, e.g. .png."""
-    with write_whole(path) as unfinished:
-        grid(x, ncols=ncols, scale=scale).save(unfinished)
-
-
 def gif(
     frames: Iterable[Tensor | Image.Image | Figure],
     path: str | os.PathLike[str] | None = None,
@@ -237,7 +208,8 @@ def gif(
     """An animation that runs for ever; in a notebook ``Image(data=gif(frames), format="gif")``.
 
     Args:
-        frames: image tensors (B, C, H, W), shown as :func:`grid` does, PIL images, or figures.
+        frames: image tensors (B, C, H, W), shown as :func:`~minidiff.pixels.grid` does,
+            PIL images, or figures.
         path: where to write it, if anywhere.
         duration: seconds per frame.
         hold: seconds that the last frame stays.
@@ -295,21 +267,14 @@ def points(
     figure, ax = _axes(ax)
     x = x.detach().cpu()
     color = color.detach().cpu() if isinstance(color, Tensor) else color
-    ax.scatter(
-        x[:, 0], x[:, 1], s=size, c=color, linewidths=0, alpha=0.7, label=label, rasterized=True
-    )
+    ax.scatter(x[:, 0], x[:, 1], s=size, c=color, linewidths=0, alpha=0.7, label=label, rasterized=True)
     _square(ax, limit, title)
     return figure
 
 
 @style()
 def density(
-    oracle: GaussianMixture,
-    level: NoiseLevel,
-    ax: Axes | None = None,
-    *,
-    title: str = "",
-    limit: float = 3.0,
+    oracle: GaussianMixture, level: NoiseLevel, ax: Axes | None = None, *, title: str = "", limit: float = 3.0
 ) -> Figure:
     """log p_t of an exact mixture in the plane, from the peak down to 6 nats below it.
 
@@ -399,9 +364,7 @@ def trajectories(
     """
     states = [*([] if start is None else [start]), *states]
     if not states or states[0].x.ndim != 2 or states[0].x.shape[1] not in (1, 2):
-        raise ValueError(
-            "trajectories are drawn from at least one state that holds (B, 1) or (B, 2)"
-        )
+        raise ValueError("trajectories are drawn from at least one state that holds (B, 1) or (B, 2)")
     figure, ax = _axes(ax)
     paths = torch.stack([state.x[:count] for state in states]).detach().cpu()  # (steps, B, 1 or 2)
     if paths.shape[2] == 1:
@@ -478,11 +441,7 @@ def losses(
 
 @style()
 def intervals(
-    named: Mapping[str, Interval],
-    ax: Axes | None = None,
-    *,
-    title: str = "",
-    xlabel: str = "",
+    named: Mapping[str, Interval], ax: Axes | None = None, *, title: str = "", xlabel: str = ""
 ) -> Figure:
     """Values with their error bars, one line each, the number of samples beside the name.
 
@@ -550,15 +509,6 @@ def _shown(step: State | Tensor, show: str) -> Tensor:
     if isinstance(step, State):
         return step.x if show == "x" else step.x0
     return step
-
-
-def _pixels(x: Tensor) -> np.ndarray:
-    """Images as (B, H, W, 1 or 3) uint8."""
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}: images are (B, 1 or 3, H, W)")
-    if x.dtype != torch.uint8:
-        x = ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return x.detach().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _picture(frame: Tensor | Image.Image | Figure, ncols: int, scale: int) -> Image.Image:

@@ -1,72 +1,144 @@
-"""Named training set-ups: everything ``minidiff train NAME`` needs to know.
+"""Recipes: everything ``minidiff train NAME`` needs to know, in a table.
 
-A :class:`Recipe` is a model, the data it learns from and the settings of :func:`minidiff.train`.
-:func:`fit` runs one: it writes the model, sample grids and a state to resume from along the way.
+A :class:`Recipe` says where data come from, which model learns from them, with which settings, what the
+sample grids show and how the result is scored. Nothing is drawn, read or built before it is asked for.
+:func:`minidiff.fit.fit` runs one. :data:`HELPERS` are the networks that help a recipe: a CLIP that reads
+prompts, a reader that looks at pictures.
 """
 
-import json
+import math
 import os
-import signal
-import threading
-import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from minidiff.data import Batches, Critters, Duo, captioned_folder, critters, duo, fashion_mnist
+from minidiff import critters
+from minidiff.critters import AttributeReader, Critters
+from minidiff.data import Batches, captioned_folder, fashion_mnist
 from minidiff.data.fashion import CAPTIONS
+from minidiff.data.folder import FolderImages, folder_splits
 from minidiff.denoiser import Conditioning, Diffusion, UNet
+from minidiff.evaluation import FEWEST, evaluate_images
+from minidiff.loss import Weighting
+from minidiff.metrics import Interval
 from minidiff.pipeline import TextToImage
-from minidiff.plots import save_grid
 from minidiff.schedule import Cosine
-from minidiff.state import LOG_EVERY, LossLog, saved_steps
-from minidiff.text import CLIP, TextEncoder
-from minidiff.training import Step, processes, train
+from minidiff.text import CLIP, TextEncoder, train_clip
+
+HOLD_BACK = 10
+"""Of a folder without a test split, every tenth picture is kept for :func:`score_held_back`, if there are
+enough."""
+
+
+class Source(NamedTuple):
+    """What a recipe trains on.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        caption: caption of image i in an epoch, or a list of N captions.
+        held_back: images (M, C, H, W) uint8 and M captions that are not trained on; None if there are none.
+        notes: what the reader of the log should know, such as files that were skipped.
+    """
+
+    images: Tensor
+    caption: Callable[[int, int], str] | Sequence[str]
+    held_back: tuple[Tensor, list[str]] | None = None
+    notes: Sequence[str] = ()
+
+    def captions(self, n: int) -> list[str]:
+        """The captions of the first ``n`` images, in epoch 0."""
+        return [self.caption(i, 0) if callable(self.caption) else self.caption[i] for i in range(n)]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen about a recipe; each takes what concerns it.
+
+    Attributes:
+        size: height and width in pixels, a multiple of 16; for critters and folders.
+        images: number of drawings, for critters.
+        seed: of the drawings.
+        data_root: where Fashion-MNIST is, as :func:`minidiff.data.fashion_mnist` has it.
+        caption_column: column of a folder's metadata that holds the captions; None for the usual names.
+        encoder: what reads the captions; None for the recipe's own.
+        conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
+        width: channels of the U-Net's first level, a multiple of 32.
+    """
+
+    size: int = 64
+    images: int = 40_000
+    seed: int = 0
+    data_root: str | os.PathLike[str] | None = None
+    caption_column: str | None = None
+    encoder: TextEncoder | None = None
+    conditioning: Conditioning = "both"
+    width: int = 64
 
 
 @dataclass
 class Recipe:
-    """A model and how to train it.
+    """A model and how to train it. ``source`` and ``model`` are made when first asked for.
 
     Attributes:
-        model: untrained.
-        images: (N, C, H, W) uint8.
-        caption: caption of image i in an epoch, or a list of N captions.
-        prompts: what the sample grids show.
+        load: brings the data.
+        build: makes an untrained model for them.
+        score: measures a trained pipeline, ``score(pipe, recipe)``, with the keyword arguments of
+            :func:`minidiff.critters.evaluate`.
+        prompts: what the sample grids show; empty for the first captions of the data.
         steps: optimizer steps.
-        batch_size: images per step.
+        batch_size: images per step; None for 128, or all if there are fewer.
         lr: highest learning rate.
-        notes: what the reader of the log should know, such as files that were skipped.
+        weighting: of the loss, see :func:`minidiff.loss`.
     """
 
-    model: Diffusion
-    images: Tensor
-    caption: Callable[[int, int], str] | Sequence[str]
-    prompts: list[str]
-    steps: int
-    batch_size: int = 128
+    load: Callable[[], Source]
+    build: Callable[[Source], Diffusion]
+    score: Callable[..., dict[str, Interval]]
+    prompts: list[str] = field(default_factory=list)
+    steps: int = 1800
+    batch_size: int | None = None
     lr: float = 1e-3
-    notes: list[str] = field(default_factory=list)
+    weighting: str | Weighting = "snr_plus_one"
+
+    @cached_property
+    def source(self) -> Source:
+        """The data."""
+        source = self.load()
+        if not self.prompts:
+            self.prompts = list(dict.fromkeys(source.captions(len(source.images))))[:8]
+        return source
+
+    @cached_property
+    def model(self) -> Diffusion:
+        """The model, untrained."""
+        return self.build(self.source)
 
 
-def _patch(size: int, grid: int = 16) -> int:
-    """Side of the patches that cut a picture of ``size`` into ``grid`` by ``grid``."""
-    if size < grid or size % grid:
-        raise ValueError(f"size = {size}: use a multiple of {grid}")
-    return size // grid
+def get_recipe(name: str | os.PathLike[str], **options: Any) -> Recipe:
+    """The recipe of that name, or for a folder of captioned images.
+
+    Args:
+        name: one of :data:`RECIPES`, or a folder.
+        options: fields of :class:`Options`.
+
+    Raises:
+        ValueError: no such recipe and no such folder, or an option does not fit.
+    """
+    chosen = Options(**options)
+    if name in RECIPES:
+        return RECIPES[str(name)](chosen)
+    if Path(name).is_dir():
+        return folder_recipe(name, chosen)
+    raise ValueError(f"no recipe and no folder {str(name)!r}: use {', '.join(RECIPES)} or a folder")
 
 
 def text_to_image(
-    text: TextEncoder | Sequence[str],
-    shape: tuple[int, int, int],
-    patch: int,
-    conditioning: Conditioning = "both",
-    places: bool = False,
+    text: TextEncoder | Sequence[str], shape: tuple[int, int, int], options: Options, positions: bool = False
 ) -> Diffusion:
     """The model of all recipes: a U-Net that predicts x0, on the cosine schedule, and a text encoder.
 
@@ -74,292 +146,228 @@ def text_to_image(
         text: the text encoder; or text that contains every word the model shall know, for an encoder
             that learns with the network.
         shape: (C, H, W) of the images.
-        patch: side of the pixel squares the U-Net works on.
-        conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
-        places: whether the U-Net is told where in the picture it is.
+        options: width and conditioning of the U-Net.
+        positions: whether the U-Net is told where in the picture it is.
 
     Raises:
-        ValueError: the text holds no word, or ``conditioning`` is unknown.
+        ValueError: the text holds no word, or an option does not fit.
     """
     text = text if isinstance(text, TextEncoder) else TextEncoder.from_captions(text)
     net = UNet(
         channels=shape[0],
-        patch=patch,
+        width=options.width,
+        patch=_patch(shape[1]),
         condition_dim=text.dim,
-        conditioning=conditioning,
-        places=places,
+        conditioning=options.conditioning,
+        positions=positions,
     )
     return Diffusion(net, Cosine(), target="x0", encoder=text, shape=shape)
 
 
-def critters_recipe(
-    images: int = 40_000,
-    size: int = 64,
-    text: TextEncoder | None = None,
-    conditioning: Conditioning = "both",
-) -> Recipe:
-    """Animals in hats, drawn on the spot; see :mod:`minidiff.data.critters`.
+def _patch(size: int) -> int:
+    """Side of the U-Net's patches: 4 pixels, or as many as fit."""
+    if size < 16 or size % 16:
+        raise ValueError(f"size = {size}: use a multiple of 16")
+    return math.gcd(size, 64) // 16
+
+
+# --- the recipes --------------------------------------------------------------------------------
+
+ONE = [
+    "a cat in a top hat",
+    "an orange cat in a blue top hat on a green background",
+    "a rabbit wearing a crown",
+    "a black bear with a red cap",
+    "a panda in a wizard hat on a pink background",
+    "a frog in a beanie",
+    "a gray dog in a party hat",
+    "a hat",
+]
+TWO = [
+    "a black cat in a red top hat left of a white rabbit in a blue crown on a green background",
+    "a white rabbit in a blue crown left of a black cat in a red top hat on a green background",
+    "an orange fox in a green cap above a gray bear in a purple beanie on a yellow background",
+    "a brown dog in a red cap below a pink pig in a blue beanie on a white background",
+    "a panda in a yellow crown next to a frog in a purple wizard hat",
+    "a cat in a beanie right of a dog in a party hat",
+    "a rabbit and a bear",
+    "two critters",
+]
+
+
+def critters_recipe(options: Options, count: int) -> Recipe:
+    """Animals in hats, drawn on the spot; see :mod:`minidiff.critters`. Two are side by side or one above the
+    other, and the U-Net is told its positions, or "left of" would mean little to it. The captions are read by
+    the text tower of the shipped CLIP, frozen.
 
     Args:
-        images: number of drawings.
-        size: height and width in pixels, a multiple of 16.
-        text: what reads the captions; None for the text tower of the shipped ``critters-clip``, frozen.
-        conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
+        options: size, images, seed and those of the model.
+        count: critters in a picture, 1 or 2.
 
     Raises:
-        ValueError: ``size`` is not a multiple of 16, or ``conditioning`` is unknown.
+        ValueError: an option does not fit.
     """
-    patch, data = _patch(size), Critters(images, size)
-    text = text or CLIP.from_pretrained("critters-clip").text_encoder()
-    model = text_to_image(text, (3, size, size), patch, conditioning)
-    prompts = [
-        "a cat in a top hat",
-        "an orange cat in a blue top hat on a green background",
-        "a rabbit wearing a crown",
-        "a black bear with a red cap",
-        "a panda in a wizard hat on a pink background",
-        "a frog in a beanie",
-        "a gray dog in a party hat",
-        "a hat",
-    ]
-    return Recipe(model, data.images(), data.caption, prompts, steps=1000)
+    size, clip = options.size, "critters-clip" if count == 1 else "critters-duo-clip"
+    _patch(size)
+
+    def load() -> Source:
+        data = Critters(options.images, size, seed=options.seed, count=count)
+        return Source(data.images(), data.caption)
+
+    def build(source: Source) -> Diffusion:
+        text = options.encoder or CLIP.from_pretrained(clip).text_encoder()
+        return text_to_image(text, (3, size, size), options, positions=count == 2)
+
+    def score(pipe: TextToImage, recipe: Recipe, **how: Any) -> dict[str, Interval]:
+        return critters.evaluate(pipe, count, **how)
+
+    if count == 1:
+        return Recipe(load, build, score, ONE, steps=1000)
+    return Recipe(load, build, score, TWO, steps=5000, batch_size=64)
 
 
-def critters_duo_recipe(
-    images: int = 40_000,
-    size: int = 64,
-    text: TextEncoder | None = None,
-    conditioning: Conditioning = "both",
-) -> Recipe:
-    """Two animals in hats, side by side or one above the other; see :mod:`minidiff.data.duo`. The U-Net is
-    told its places, or "left of" would mean little to it.
+def fashion_mnist_recipe(options: Options) -> Recipe:
+    """60,000 real pictures of clothes, 32x32, gray, see :mod:`minidiff.data.fashion`; 10,000 are held back.
 
     Args:
-        images: number of drawings.
-        size: height and width in pixels, a multiple of 16.
-        text: what reads the captions; None for the text tower of ``critters-duo-clip``, frozen.
-        conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
-
-    Raises:
-        ValueError: ``size`` is not a multiple of 16, or ``conditioning`` is unknown.
+        options: data_root and those of the model.
     """
-    patch, data = _patch(size), Duo(images, size)
-    text = text or CLIP.from_pretrained("critters-duo-clip").text_encoder()
-    model = text_to_image(text, (3, size, size), patch, conditioning, places=True)
-    prompts = [
-        "a black cat in a red top hat left of a white rabbit in a blue crown on a green background",
-        "a white rabbit in a blue crown left of a black cat in a red top hat on a green background",
-        "an orange fox in a green cap above a gray bear in a purple beanie on a yellow background",
-        "a brown dog in a red cap below a pink pig in a blue beanie on a white background",
-        "a panda in a yellow crown next to a frog in a purple wizard hat",
-        "a cat in a beanie right of a dog in a party hat",
-        "a rabbit and a bear",
-        "two critters",
-    ]
-    return Recipe(model, data.images(), data.caption, prompts, steps=5000, batch_size=64)
+
+    def load() -> Source:
+        pictures, others = (fashion_mnist(options.data_root, train=train) for train in (True, False))
+        return Source(pictures.images, pictures.captions, (others.images, others.captions))
+
+    def build(source: Source) -> Diffusion:
+        return text_to_image(options.encoder or CAPTIONS, (1, 32, 32), options)
+
+    return Recipe(load, build, score_held_back, list(CAPTIONS))
 
 
-def fashion_mnist_recipe(
-    data_root: str | os.PathLike[str] | None = None,
-    text: TextEncoder | None = None,
-    conditioning: Conditioning = "both",
-) -> Recipe:
-    """60,000 real pictures of clothes, 32x32, gray; see :mod:`minidiff.data.fashion`.
-
-    Args:
-        data_root: where the data are, as :func:`minidiff.data.fashion_mnist` has it.
-        text: what reads the captions; None for an encoder that learns with the network.
-        conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
-
-    Raises:
-        ValueError: ``conditioning`` is unknown.
-        FileNotFoundError: no data there, and none to be had.
-    """
-    images, captions = fashion_mnist(data_root)
-    model = text_to_image(text or CAPTIONS, (1, 32, 32), 2, conditioning)
-    return Recipe(model, images, captions, list(CAPTIONS), steps=1800)
-
-
-def folder_recipe(
-    folder: str | os.PathLike[str],
-    size: int = 64,
-    text: TextEncoder | None = None,
-    conditioning: Conditioning = "both",
-) -> Recipe:
+def folder_recipe(folder: str | os.PathLike[str], options: Options) -> Recipe:
     """Your own captioned images; see :mod:`minidiff.data.folder`.
+
+    The pictures of a ``test`` split are held back; without one, every tenth picture of 400 and more.
 
     Args:
         folder: pictures and metadata.
-        size: height and width in pixels, a multiple of 16.
-        text: what reads the captions; None for an encoder that learns their words with the network.
-        conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
+        options: size, caption_column and those of the model.
 
     Raises:
-        ValueError: ``size`` is not a multiple of 16, ``conditioning`` is unknown, or the folder has no
-            usable picture.
-        FileNotFoundError: no folder, or no metadata in it.
+        ValueError: the size is not a multiple of 16; when asked for data: the folder has no usable picture.
+        FileNotFoundError: when asked for data: no captions in the folder.
     """
-    _patch(size)
-    images, captions, skipped = captioned_folder(folder, size)
-    patch = 4 if size % 64 == 0 else 2 if size % 32 == 0 else 1
-    model = text_to_image(text or captions, (3, size, size), patch, conditioning)
-    prompts = list(dict.fromkeys(captions))[:8]
-    notes = [f"skipped {name}: {reason}" for name, reason in skipped]
-    return Recipe(
-        model, images, captions, prompts, steps=1800, batch_size=min(128, len(images)), notes=notes
-    )
+    _patch(options.size)
+
+    def read(split: str | None) -> FolderImages:
+        return captioned_folder(folder, options.size, split=split, caption_column=options.caption_column)
+
+    def load() -> Source:
+        found = read(None)
+        images, captions, notes = found.images, found.captions, found.notes
+        if "test" in folder_splits(folder):
+            test = read("test")
+            return Source(images, captions, (test.images, test.captions), notes + test.notes)
+        if len(images) < FEWEST * HOLD_BACK:
+            return Source(images, captions, None, notes)
+        back = torch.arange(len(images)) % HOLD_BACK == HOLD_BACK - 1
+        kept, aside = ([c for c, b in zip(captions, back, strict=True) if b == x] for x in (0, 1))
+        notes.append(f"{len(aside)} of {len(images)} pictures are held back, for evaluation")
+        return Source(images[~back], kept, (images[back], aside), notes)
+
+    def build(source: Source) -> Diffusion:
+        words = options.encoder or source.captions(len(source.images))
+        return text_to_image(words, (3, options.size, options.size), options)
+
+    return Recipe(load, build, score_held_back)
 
 
-def critters_clip(images: int = 40_000, size: int = 64, seed: int = 0) -> tuple[CLIP, Batches]:
-    """An untrained CLIP for critters, and the batches that :func:`minidiff.text.train_clip` takes.
-
-    It sees what the denoiser of :func:`critters_recipe` sees, the training split, and no other pairs.
-
-    Args:
-        images: number of drawings.
-        size: height and width in pixels, a multiple of 16.
-        seed: of the order of the batches.
+def score_held_back(pipe: TextToImage, recipe: Recipe, **how: Any) -> dict[str, Interval]:
+    """Scores against pictures that were not trained on; see :func:`minidiff.evaluation.evaluate_images`.
 
     Raises:
-        ValueError: ``size`` is not a multiple of 16, or there are fewer than 128 images.
+        ValueError: nothing is held back.
     """
-    clip = CLIP.from_captions([*critters.vocabulary(), ","], size=size, patch=2 * _patch(size))
-    data = Critters(images, size)
-    return clip, Batches(data.images(), data.caption, 128, seed=seed)
-
-
-def critters_duo_clip(images: int = 40_000, size: int = 64, seed: int = 0) -> tuple[CLIP, Batches]:
-    """An untrained CLIP for two critters, and its batches.
-
-    Every batch comes with wrong captions of its own pictures, in which the critters' places, hats or
-    colours are exchanged: without them nothing asks a CLIP to tell whose is whose.
-
-    Args:
-        images: number of drawings.
-        size: height and width in pixels, a multiple of 16.
-        seed: of the order of the batches.
-
-    Returns:
-        The CLIP, and pairs of pictures (128, 3, size, size) with 128 right captions and some wrong ones.
-
-    Raises:
-        ValueError: ``size`` is not a multiple of 16, or there are fewer than 128 images.
-    """
-    clip = CLIP.from_captions(
-        [*duo.vocabulary(), ","], size=size, patch=2 * _patch(size), text_layers=4, max_length=48
-    )
-    data = Duo(images, size)
-    return clip, Batches(
-        data.images(), data.caption, 128, seed=seed, wrong_caption=data.wrong_caption
-    )
-
-
-def fit(
-    recipe: Recipe,
-    output: str | os.PathLike[str],
-    *,
-    seed: int = 0,
-    resume: bool = False,
-    sample_every: int = 300,
-    save_every: int = 300,
-) -> Iterator[Step]:
-    """Train a recipe, step by step, writing into ``output``:
-
-    * ``config.json``, ``model.safetensors``, tokenizer files: the averaged model, for
-      ``TextToImage.from_pretrained(output)``;
-    * ``samples/step_000300.png`` and so on: one row per prompt of the recipe;
-    * ``training.safetensors``: what ``resume=True`` goes on from;
-    * ``loss.csv``: ``step,loss,lr,images_per_s`` of every tenth step, written as it goes.
-
-    An interrupt (Ctrl-C) lets the step in progress end, writes everything, and is raised again after.
-
-    Args:
-        recipe: what to train.
-        output: folder, made if missing.
-        seed: of data order, times and noise; the model's first weights come with the recipe.
-        resume: go on from ``training.safetensors`` in ``output``.
-        sample_every: steps between sample grids.
-        save_every: steps between saves.
-
-    Yields:
-        One :class:`~minidiff.training.Step` per optimizer step.
-
-    Raises:
-        FileNotFoundError: ``resume`` and there is nothing to resume.
-        FileExistsError: not ``resume``, and ``output`` holds a run already.
-        ValueError: ``resume``, and the run in ``output`` is of another network.
-        KeyboardInterrupt: after the interrupted run has been saved.
-    """
-    output = Path(output)
-    if not resume and (output / "training.safetensors").exists():
-        raise FileExistsError(
-            f"{output} holds a training run: add --resume, or choose another folder"
+    source = recipe.source
+    if source.held_back is None:
+        raise ValueError(
+            f"nothing is held back of {len(source.images)} pictures: put some into test/, or train on "
+            f"{FEWEST * HOLD_BACK} or more"
         )
-    # Every process takes its share of the batches, so a step uses up one batch per process.
-    start = saved_steps(output) * processes().num_processes if resume else 0
-    if resume:
-        _check_network(recipe.model, output)
-    batches = Batches(recipe.images, recipe.caption, recipe.batch_size, seed=seed, start=start)
-    steps = train(
-        recipe.model, batches, recipe.steps,
-        lr=recipe.lr, weighting="snr_plus_one", seed=seed, resume=output if resume else None,
-    )  # fmt: skip
-
-    def save(step: Step) -> None:
-        step.save(output)
-        if step.is_main_process:
-            step.ema.save_pretrained(output, torch.float16)  # half the size, same pictures
-
-    images = recipe.batch_size * processes().num_processes
-    log = LossLog(output / "loss.csv", images, saved_steps(output) if resume else 0)
-    with _interrupts_between_steps() as interrupted:
-        for step in steps:
-            count = step.index + 1
-            if step.is_main_process and (count % LOG_EVERY == 0 or count == recipe.steps):
-                log(step.index, step.loss, step.lr)
-            if count % save_every == 0 or count == recipe.steps or interrupted():
-                save(step)
-            if interrupted():
-                raise KeyboardInterrupt
-            if step.is_main_process and (count % sample_every == 0 or count == recipe.steps):
-                drawn = TextToImage(step.ema)(recipe.prompts, num_images=8)
-                save_grid(drawn.tensors, output / "samples" / f"step_{count:06d}.png", ncols=8)
-            yield step
+    return evaluate_images(pipe, *source.held_back, **how)
 
 
-def _check_network(model: Diffusion, folder: Path) -> None:
-    """Raise ValueError unless the run in ``folder`` is of the same network."""
-    saved = json.loads((folder / "config.json").read_text())["net"]
-    net: Any = model.net
-    name = type(net).__name__
-    if saved.pop("name") != name:
-        raise ValueError(f"{folder} holds a run of another kind of network, not of a {name}")
-    then = type(net)(**saved).config  # what an older file does not say has its default
-    for key, value in net.config.items():
-        if then[key] != value:
-            raise ValueError(
-                f"{folder} holds a run with {key} = {then[key]!r}, not {value!r}: resume it with that"
-            )
+RECIPES: dict[str, Callable[[Options], Recipe]] = {
+    "critters": partial(critters_recipe, count=1),
+    "critters-duo": partial(critters_recipe, count=2),
+    "fashion-mnist": fashion_mnist_recipe,
+}
 
 
-@contextmanager
-def _interrupts_between_steps() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a note to be read between steps; a second one acts at once.
+# --- the helpers --------------------------------------------------------------------------------
 
-    A step cut in half would leave weights and averages that belong to different steps.
+
+@dataclass(frozen=True)
+class Helper:
+    """A network that helps a recipe: trained whole, saved, measured.
+
+    Attributes:
+        make: an untrained one.
+        train: trains it for some steps with a seed, yielding losses.
+        measure: its own scores on fresh renders.
+        steps: optimizer steps.
+        dtype: in which it is stored; None as it is.
     """
-    caught = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield caught.is_set  # only the main thread is sent signals
-        return
-    before = signal.getsignal(signal.SIGINT)
 
-    def note(number: int, frame: types.FrameType | None) -> None:
-        caught.set()
-        signal.signal(signal.SIGINT, before)
+    make: Callable[[Options], Any]
+    train: Callable[[Any, Options, int, int], Iterator[float]]
+    measure: Callable[[Any], dict[str, Interval]]
+    steps: int = 1500
+    dtype: torch.dtype | None = None
 
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield caught.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+def critters_clip(options: Options, count: int) -> CLIP:
+    """An untrained CLIP for critters."""
+    _patch(options.size)
+    words, patch = [*critters.vocabulary(count), ","], options.size // 8
+    longer = {} if count == 1 else {"text_layers": 4, "max_length": 48}
+    return CLIP.from_captions(words, size=options.size, patch=patch, **longer)
+
+
+def clip_batches(options: Options, count: int, seed: int) -> Batches:
+    """The batches a CLIP learns from: what the denoiser of the recipe sees, the training split.
+
+    Those of two critters come with negative captions of their own pictures, in which the critters' places,
+    hats or colours are exchanged: without them nothing asks a CLIP to tell whose is whose.
+    """
+    data = Critters(options.images, options.size, count=count)
+    negative = data.negative_caption if count == 2 else None
+    return Batches(data.images(), data.caption, 128, seed=seed, negative_caption=negative)
+
+
+def _train_clip(clip: CLIP, options: Options, steps: int, seed: int, *, count: int) -> Iterator[float]:
+    batches = clip_batches(options, count, seed)
+    return train_clip(clip, batches, steps, seed=seed, degrade=critters.degrade)
+
+
+def _train_reader(reader: AttributeReader, options: Options, steps: int, seed: int) -> Iterator[float]:
+    images = 40_000 if reader.count == 1 else 60_000
+    return critters.train_reader(reader, steps, images=images, seed=seed)
+
+
+HELPERS: dict[str, Helper] = {
+    "critters-clip": Helper(
+        partial(critters_clip, count=1), partial(_train_clip, count=1), critters.clip_accuracy,
+        dtype=torch.float16,
+    ),
+    "critters-duo-clip": Helper(
+        partial(critters_clip, count=2), partial(_train_clip, count=2), critters.binding_accuracy,
+        dtype=torch.float16,
+    ),
+    "critters-reader": Helper(
+        lambda options: AttributeReader(), _train_reader, critters.reader_accuracy
+    ),
+    "critters-duo-reader": Helper(
+        lambda options: AttributeReader(attributes=critters.PAIR_ATTRIBUTES, features=256),
+        _train_reader, critters.reader_accuracy, steps=6000,
+    ),
+}  # fmt: skip

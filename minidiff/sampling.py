@@ -99,9 +99,7 @@ def noise(
             stacklevel=2,
         )
     kind = torch.float32 if torch.device(device).type == "mps" else torch.float64
-    return level.sigma.item() * randn_like(
-        torch.empty(*shape, dtype=kind, device=device), generator
-    )
+    return level.sigma.item() * randn_like(torch.empty(*shape, dtype=kind, device=device), generator)
 
 
 @torch.no_grad()
@@ -130,10 +128,10 @@ def ddim(
             eta outside [0, 1].
     """
     x, steps = _start(denoise, x, levels, eta)
-    for level, target in steps:
-        x0, eps = denoise(x, level)  # (B, ...) each
-        x = _mix(x0, eps, level, target, eta, generator)
-        yield State(x, x0, target)
+    for level_t, level_s in steps:
+        x0, eps = denoise(x, level_t)  # (B, ...) each
+        x = _mix(x0, eps, level_t, level_s, eta, generator)
+        yield State(x, x0, level_s)
 
 
 @torch.no_grad()
@@ -168,15 +166,15 @@ def ddpm(
     if variance not in ("posterior", "transition"):
         raise ValueError(f"unknown variance {variance!r}: choose 'posterior' or 'transition'")
     x, steps = _start(denoise, x, levels)
-    for level, target in steps:
-        x0, _ = denoise(x, level)  # (B, ...)
-        mean, std = posterior(x, x0, level, target)
+    for level_t, level_s in steps:
+        x0, _ = denoise(x, level_t)  # (B, ...)
+        mean, std = posterior(x, x0, level_t, level_s)
         if variance == "transition":
-            std = transition(x, target, level).std
+            std = transition(x, level_s, level_t).std
         x = mean
-        if target.sigma > 0:
+        if level_s.sigma > 0:
             x = x + std * randn_like(x, generator)
-        yield State(x, x0, target)
+        yield State(x, x0, level_s)
 
 
 @torch.no_grad()
@@ -190,15 +188,15 @@ def heun(denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel]) -> Iterator
     Arguments and states as in :func:`ddim`; nothing here is random.
     """
     x, steps = _start(denoise, x, levels)
-    for level, target in steps:
-        x0, eps = denoise(x, level)  # (B, ...) each
-        ahead = target.alpha * x0 + target.sigma * eps
-        if target.sigma > 0 and level.alpha > TINY:
-            eps = (eps + denoise(ahead, target).eps) / 2
-            x0 = (x - level.sigma * eps) / level.alpha
-            ahead = target.alpha * x0 + target.sigma * eps
+    for level_t, level_s in steps:
+        x0, eps = denoise(x, level_t)  # (B, ...) each
+        ahead = level_s.alpha * x0 + level_s.sigma * eps
+        if level_s.sigma > 0 and level_t.alpha > TINY:
+            eps = (eps + denoise(ahead, level_s).eps) / 2
+            x0 = (x - level_t.sigma * eps) / level_t.alpha
+            ahead = level_s.alpha * x0 + level_s.sigma * eps
         x = ahead
-        yield State(x, x0, target)
+        yield State(x, x0, level_s)
 
 
 @torch.no_grad()
@@ -221,16 +219,16 @@ def dpmpp_2m(
     """
     x, steps = _start(denoise, x, levels, eta)
     old_x0, old_h = None, torch.inf
-    for level, target in steps:
-        x0, _ = denoise(x, level)  # (B, ...)
-        h = float(target.log_snr - level.log_snr) / 2  # length of the step in lambda
+    for level_t, level_s in steps:
+        x0, _ = denoise(x, level_t)  # (B, ...)
+        h = float(level_s.log_snr - level_t.log_snr) / 2  # length of the step in lambda
         ahead = x0
         if old_x0 is not None and h < torch.inf and old_h < torch.inf:
             ahead = x0 + h / (2 * old_h) * (x0 - old_x0)
-        eps = (x - level.alpha * ahead) / level.sigma
-        x = _mix(ahead, eps, level, target, eta, generator)
+        eps = (x - level_t.alpha * ahead) / level_t.sigma
+        x = _mix(ahead, eps, level_t, level_s, eta, generator)
         old_x0, old_h = x0, h
-        yield State(x, ahead, target)
+        yield State(x, ahead, level_s)
 
 
 def sample(states: Iterable[State]) -> Tensor:
@@ -251,17 +249,12 @@ SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpmpp
 
 
 def _mix(
-    x0: Tensor,
-    eps: Tensor,
-    level: NoiseLevel,
-    target: NoiseLevel,
-    eta: float,
-    generator: Generators,
+    x0: Tensor, eps: Tensor, level_t: NoiseLevel, level_s: NoiseLevel, eta: float, generator: Generators
 ) -> Tensor:
     """``alpha_s x0 + sigma_s eps'``, eta deciding how much of eps' is fresh (Song et al. 2021, eq. 12)."""
-    noise_std = eta * posterior_std(level, target)  # eq. 16
-    kept = (target.sigma**2 - noise_std**2).clamp(min=0).sqrt()  # noise that stays as it was
-    x = target.alpha * x0 + kept * eps
+    noise_std = eta * posterior_std(level_t, level_s)  # eq. 16
+    kept = (level_s.sigma**2 - noise_std**2).clamp(min=0).sqrt()  # noise that stays as it was
+    x = level_s.alpha * x0 + kept * eps
     if noise_std > 0:  # not at eta = 0, and not at the last step
         x = x + noise_std * randn_like(x, generator)
     return x
@@ -283,11 +276,11 @@ def _start(
         raise ValueError(f"{len(levels)} levels make no step: schedule.levels(n) gives n + 1")
     device = torch.device("cpu") if x.device.type != "mps" else x.device
     numbers = [NoiseLevel(*(value.to(device) for value in level)) for level in levels]
-    for level, target in pairwise(numbers):
-        if not target.sigma * level.alpha < level.sigma * target.alpha:
+    for level_t, level_s in pairwise(numbers):
+        if not level_s.sigma * level_t.alpha < level_t.sigma * level_s.alpha:
             raise ValueError(
                 f"noise must fall from level to level, but sigma/alpha does not from "
-                f"t = {level.t:g} to t = {target.t:g}: give schedule.levels(n) as it is"
+                f"t = {level_t.t:g} to t = {level_s.t:g}: give schedule.levels(n) as it is"
             )
     # Numbers on the CPU multiply tensors on any device without a copy or a wait.
     return x.to(x.dtype if x.device.type == "mps" else torch.float64), pairwise(numbers)

@@ -142,20 +142,13 @@ class Schedule:
         steps = len(self.betas) if isinstance(self, Chain) else steps
         table: dict[str, Any]
         if isinstance(self, Linear) and not self.zero_terminal_snr:
-            table = {
-                "beta_schedule": "linear",
-                "beta_start": self.beta_min,
-                "beta_end": self.beta_max,
-            }
+            table = {"beta_schedule": "linear", "beta_start": self.beta_min, "beta_end": self.beta_max}
         else:
             alpha_bar = self(torch.arange(steps + 1, dtype=torch.float64) / steps).alpha ** 2
             betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
             table = {"trained_betas": betas.clamp(max=0.999).tolist()}
         return DDPMScheduler(
-            num_train_timesteps=steps,
-            prediction_type=PREDICTION_TYPES[target],
-            clip_sample=False,
-            **table,
+            num_train_timesteps=steps, prediction_type=PREDICTION_TYPES[target], clip_sample=False, **table
         )
 
     def _log_snr(self, t: Tensor) -> Tensor:

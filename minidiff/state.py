@@ -32,9 +32,7 @@ class TrainingState:
         writes: False in all processes but one.
     """
 
-    def __init__(
-        self, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, writes: bool
-    ):
+    def __init__(self, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, writes: bool):
         self.model, self.ema, self.optimizer, self.writes = model, ema, optimizer, writes
 
     def save(self, folder: Path, steps: int) -> None:
@@ -46,9 +44,7 @@ class TrainingState:
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in moments.items()}
         # Copies: safetensors refuses tensors that share memory, as T5's embedding tables do.
-        tensors = {
-            key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()
-        }
+        tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
         with write_whole(folder / "training.safetensors") as unfinished:
             unfinished.write_bytes(save(tensors, {"training": json.dumps({"steps": steps})}))
 
@@ -58,11 +54,7 @@ class TrainingState:
         tensors = load_file(folder / "training.safetensors")
 
         def part(name: str) -> dict[str, Tensor]:
-            return {
-                k.removeprefix(f"{name}."): v
-                for k, v in tensors.items()
-                if k.startswith(f"{name}.")
-            }
+            return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
         load_weights(self.model, part("model"))
         load_weights(self.ema, part("ema"))

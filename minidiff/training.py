@@ -169,9 +169,7 @@ def train(
         encoder.requires_grad_(False)  # whatever was asked of the whole model
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
-        raise ValueError(
-            "all weights of this model are frozen: call model.requires_grad_(True) first"
-        )
+        raise ValueError("all weights of this model are frozen: call model.requires_grad_(True) first")
     accelerator = Accelerator(cpu=processes().device.type == "cpu")
     device, rank = accelerator.device, accelerator.process_index
     model.to(device).train()
@@ -267,11 +265,7 @@ class _Objective(nn.Module):
         self.model, self.objective = model, objective
 
     def forward(
-        self,
-        x0: Tensor,
-        condition: Condition | Tensor | None,
-        term: Term | None,
-        generator: torch.Generator,
+        self, x0: Tensor, condition: Condition | Tensor | None, term: Term | None, generator: torch.Generator
     ) -> Tensor:
         return self.objective(self.model, x0, condition, alignment=term, generator=generator)
 
@@ -300,6 +294,4 @@ def _forever(batches: Iterable[Batch]) -> Iterator[Batch]:
             empty = False
             yield batch
         if empty:
-            raise ValueError(
-                "batches is empty (an iterator can be used only once: give a list or loader)"
-            )
+            raise ValueError("batches is empty (an iterator can be used only once: give a list or loader)")

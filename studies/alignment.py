@@ -16,9 +16,10 @@ import torch
 from common import each_over_runs, fit, options, over_runs, small_model, write
 
 import minidiff as md
-from minidiff.text import CLIP, Alignment
-from minidiff.data import AttributeReader, Critters, critters
+from minidiff import critters
+from minidiff.critters import AttributeReader, Critters
 from minidiff.metrics import frechet_distance
+from minidiff.text import CLIP, Alignment
 
 SEEDS = (0, 1, 2)
 EVERYTHING = tuple(critters.ATTRIBUTES)
@@ -32,7 +33,7 @@ def score(
     ``pull`` is the scale of gradient guidance by CLIP's cosine, on top of guidance 3.
     """
     rng = random.Random(f"alignment {seed}")
-    wanted = [critters.sample(rng, "all") for _ in range(n)]
+    wanted = [critters.sample_critter(rng, "all") for _ in range(n)]
     texts = [critters.prompt(c, EVERYTHING) for c in wanted]
     levels, parts = model.schedule.levels(20), []
     for start in range(0, n, 64):
@@ -42,13 +43,11 @@ def score(
             denoise = md.gradient_guide(denoise, Alignment(clip).score(asked), pull)
         random_numbers = md.generators(1000 * seed + start, len(asked))
         x = md.noise((len(asked), *model.shape), levels[0], generator=random_numbers)
-        parts.append(md.sample(md.dpmpp_2m(md.clip(denoise), x, levels)).float().clamp(-1, 1))
+        parts.append(md.sample(md.dpmpp_2m(md.clamp(denoise), x, levels)).float().clamp(-1, 1))
     x = torch.cat(parts)
     real = Critters(n, x.shape[-1], "all", seed=2**30 + seed).images().float() / 127.5 - 1
     with torch.no_grad():
-        clip_score = torch.cat(
-            [clip.similarity(x[i : i + 64], texts[i : i + 64]) for i in range(0, n, 64)]
-        )
+        clip_score = torch.cat([clip.similarity(x[i : i + 64], texts[i : i + 64]) for i in range(0, n, 64)])
     return {
         "pair": statistics.fmean(reader.correct(x, wanted)),
         "all": statistics.fmean(reader.correct(x, wanted, EVERYTHING)),

@@ -19,9 +19,10 @@ import torch
 from scipy import stats
 
 import minidiff as md
-from minidiff.data import Batches, Critters
+from minidiff.critters import Critters
+from minidiff.data import Batches
 from minidiff.files import write_whole
-from minidiff.training import Judge
+from minidiff.text import Alignment
 
 RESULTS = Path(__file__).parents[1] / "notebooks" / "results"
 SIZE, PATCH, BATCH = 32, 4, 64  # a quarter of the recipe's patches, half of its batch
@@ -32,14 +33,10 @@ def small_model(
 ) -> md.Diffusion:
     """The recipe's model for smaller pictures; result files say how many parameters each network has."""
     if network == "UNet":
-        net: torch.nn.Module = md.UNet(
-            patch=PATCH, condition_dim=text.dim, conditioning=conditioning
-        )
+        net: torch.nn.Module = md.UNet(patch=PATCH, condition_dim=text.dim, conditioning=conditioning)
     else:
-        net = md.DiT(
-            width=192, depth=6, patch=PATCH, condition_dim=text.dim, conditioning=conditioning
-        )
-    return md.Diffusion(net, md.Cosine(), target="x0", text=text, shape=(3, size, size))
+        net = md.DiT(width=192, depth=6, patch=PATCH, condition_dim=text.dim, conditioning=conditioning)
+    return md.Diffusion(net, md.Cosine(), target="x0", encoder=text, shape=(3, size, size))
 
 
 @functools.cache
@@ -55,7 +52,7 @@ def fit(
     *,
     images: int = 20_000,
     fixed_captions: bool = False,
-    alignment: Judge | None = None,
+    alignment: Alignment | None = None,
 ) -> tuple[md.Diffusion, float]:
     """Train with the recipe's weighting and return the averaged model and the seconds it took."""
     assert model.shape is not None
@@ -63,9 +60,7 @@ def fit(
     captions = data.captions() if fixed_captions else data.caption
     batches = Batches(pictures(images, model.shape[-1], seed), captions, BATCH, seed=seed)
     began = time.perf_counter()
-    for step in md.train(
-        model, batches, steps, weighting="snr_plus_one", seed=seed, alignment=alignment
-    ):
+    for step in md.train(model, batches, steps, weighting="snr_plus_one", seed=seed, alignment=alignment):
         if step.index % 100 == 99:
             print(f"  step {step.index + 1}, loss {step.loss:.3f}", file=sys.stderr, flush=True)
     return step.ema, time.perf_counter() - began
@@ -87,9 +82,7 @@ def each_over_runs(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 def options(description: str | None) -> argparse.ArgumentParser:
     """A parser whose help is the docstring of the study, line by line."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawTextHelpFormatter
-    )
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
 
 
 def so_far(name: str, settings: dict[str, Any]) -> list[dict[str, Any]]:

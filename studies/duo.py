@@ -18,11 +18,12 @@ import torch
 from common import RESULTS, options, so_far, write
 
 import minidiff as md
-from minidiff.data import AttributeReader, duo
-from minidiff.data.reader import SHIPPED_DUO_READER
-from minidiff.evaluation import evaluate_duo, judge
-from minidiff.plots import save_grid
-from minidiff.recipes import critters_duo_recipe, fit
+from minidiff import critters
+from minidiff.critters import AttributeReader, Critters, Scene
+from minidiff.critters.scores import shares_of_two
+from minidiff.fit import fit
+from minidiff.pixels import from_bytes, save_grid
+from minidiff.recipes import get_recipe
 from minidiff.state import saved_steps
 
 SEED = 0
@@ -34,34 +35,32 @@ PROMPTS = (
 
 def score(model: md.Diffusion, n: int) -> dict[str, Any]:
     """Shares of ``n`` pictures of each split in which this or that is right, ten steps each."""
-    reader, pipe = AttributeReader.from_pretrained(SHIPPED_DUO_READER), md.TextToImage(model)
+    reader, pipe = AttributeReader.from_pretrained("critters-duo-reader"), md.TextToImage(model)
     shares = {}
     for split in ("train", "held_out"):
         rng = random.Random(f"study duo {split}")
-        wanted = [duo.sample(rng, split) for _ in range(n)]
-        x = pipe([duo.prompt(scene) for scene in wanted], steps=10, seed=SEED).tensors
-        shares[split] = {
-            what: share._asdict() for what, share in judge(reader.read(x), wanted).items()
-        }
+        expected = [critters.sample_scene(rng, split) for _ in range(n)]
+        x = pipe([critters.prompt(scene) for scene in expected], steps=10, seed=SEED).tensors
+        right = shares_of_two(reader.read(x), [critters.words(scene) for scene in expected])
+        shares[split] = {what: share._asdict() for what, share in right.items()}
     return shares
 
 
 @torch.no_grad()
 def errors(model: md.Diffusion, n: int, t: float = 0.8) -> dict[str, float]:
-    """Mean squared error of the guess of x0 at time ``t``, told the truth or an exchange of it.
+    """Mean squared error of the guess of x0 at time ``t``, with the truth as its prompt or an exchange of it.
 
     It tells what a model has learned to use long before its pictures show it.
     """
-    data = duo.Duo(n, seed=2**30)
-    x0, scenes = data.images().float() / 127.5 - 1, [data.scene(i) for i in range(n)]
+    rendering = Critters(n, seed=2**30, count=2).render()
+    x0 = from_bytes(rendering.images)
+    scenes = [scene for scene in rendering.scenes if isinstance(scene, Scene)]
     level = model.schedule(torch.full((n,), t))
-    x_t = md.diffuse(
-        x0, torch.randn(x0.shape, generator=torch.Generator().manual_seed(SEED)), level
-    )
+    x_t = md.diffuse(x0, torch.randn(x0.shape, generator=torch.Generator().manual_seed(SEED)), level)
     found = {}
     for kind in ("truth", "place", "hat", "hat_color"):  # those that can always be exchanged
-        told = [scene if kind == "truth" else duo.exchange(scene, kind) for scene in scenes]
-        condition = model.encode([duo.prompt(scene) for scene in told if scene is not None])
+        stated = [scene if kind == "truth" else critters.exchange(scene, kind) for scene in scenes]
+        condition = model.encode([critters.prompt(scene) for scene in stated if scene is not None])
         found[kind] = float((model.denoise(x_t, level, condition).x0 - x0).square().mean())
     return found
 
@@ -76,7 +75,7 @@ def main() -> None:
     settings = {name: value for name, value in vars(arguments).items() if name != "folder"}
     rows, pictures = so_far("duo", settings), []
     for conditioning in ("both", "pooled"):
-        recipe = critters_duo_recipe(conditioning=conditioning)
+        recipe = get_recipe("critters-duo", conditioning=conditioning)
         folder = arguments.folder / conditioning
         resume = (folder / "training.safetensors").exists()
         # Steps that a stopped run has scored and not saved are made, and scored, again.
@@ -86,12 +85,12 @@ def main() -> None:
             count = step.index + 1
             if count % arguments.every == 0 or count == recipe.steps:
                 described = {"conditioning": conditioning, "steps": count}
-                told = {"errors": errors(step.ema, 2 * arguments.prompts)}
-                rows.append(described | told | score(step.ema, arguments.prompts))
+                by_kind = {"errors": errors(step.ema, 2 * arguments.prompts)}
+                rows.append(described | by_kind | score(step.ema, arguments.prompts))
                 write("duo", settings=settings, seed=SEED, prompts=PROMPTS, rows=rows)
         pipe = md.TextToImage.from_pretrained(folder)
         pictures.append(pipe(list(PROMPTS), num_images=6, seed=SEED).tensors)
-        final = evaluate_duo(pipe, seed=SEED)
+        final = critters.evaluate(pipe, 2, seed=SEED)
         last = max((r for r in rows if r["conditioning"] == conditioning), key=lambda r: r["steps"])
         last["final"] = {name: share._asdict() for name, share in final.items()}
         write("duo", settings=settings, seed=SEED, prompts=PROMPTS, rows=rows)

@@ -24,7 +24,8 @@ import torch
 from common import each_over_runs, fit, options, over_runs, small_model, write
 
 import minidiff as md
-from minidiff.data import AttributeReader, critters
+from minidiff import critters
+from minidiff.critters import AttributeReader
 from minidiff.metrics import frechet_distance
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.5, 6.0, 9.0)
@@ -48,18 +49,13 @@ def effective_number(values: list[Any], most: int) -> float:
 def asked_for(seed: int, n: int) -> tuple[list[str], list[critters.Critter]]:
     """The prompts of a seed, and what each of ``n`` pictures should show."""
     rng = random.Random(f"guidance {seed}")
-    asked = [critters.sample(rng) for _ in range(PROMPTS)]
+    asked = [critters.sample_critter(rng) for _ in range(PROMPTS)]
     texts = [critters.prompt(critter) for critter in asked]
     return texts, [critter for critter in asked for _ in range(n // PROMPTS)]
 
 
 def measure(
-    pipe: md.TextToImage,
-    reader: AttributeReader,
-    seed: int,
-    n: int,
-    steps: int,
-    settings: dict[str, Any],
+    pipe: md.TextToImage, reader: AttributeReader, seed: int, n: int, steps: int, settings: dict[str, Any]
 ) -> dict[str, float]:
     """The four numbers for one setting and one seed."""
     texts, wanted = asked_for(seed, n)
@@ -128,8 +124,7 @@ def main() -> None:
         floor.append(frechet_distance(*two, reader).value)
     write(
         "guidance" if arguments.train is None else "guidance_small",
-        settings=vars(arguments)
-        | {"model": Path(arguments.model).name if arguments.train is None else None},
+        settings=vars(arguments) | {"model": Path(arguments.model).name if arguments.train is None else None},
         seeds=SEEDS,
         rows=rows,
         renders_distance=over_runs(floor),

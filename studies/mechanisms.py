@@ -15,7 +15,8 @@ import torch
 from common import each_over_runs, fit, options, small_model, so_far, write
 
 import minidiff as md
-from minidiff.data import AttributeReader, critters
+from minidiff import critters
+from minidiff.critters import AttributeReader
 
 SEEDS = (0, 1, 2)
 EVERYTHING = tuple(critters.ATTRIBUTES)
@@ -26,7 +27,7 @@ def score(model: md.Diffusion, reader: AttributeReader, seed: int, n: int) -> di
     pipe, shares = md.TextToImage(model), {}
     for split in ("train", "held_out"):
         rng = random.Random(f"mechanisms {seed} {split}")
-        wanted = [critters.sample(rng, split) for _ in range(n)]
+        wanted = [critters.sample_critter(rng, split) for _ in range(n)]
         x = pipe([critters.prompt(c, EVERYTHING) for c in wanted], seed=1000 * seed).tensors
         for what, names in (("pair", ("animal", "hat")), ("all", EVERYTHING)):
             shares[f"{split} {what}"] = statistics.fmean(reader.correct(x, wanted, names))

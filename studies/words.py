@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from common import fit, options, over_runs, small_model, write
 
 import minidiff as md
-from minidiff.data import AttributeReader, critters
+from minidiff import critters
+from minidiff.critters import AttributeReader
 
 SEEDS = (0, 1, 2)
 SYNONYMS: dict[str, dict[str, str]] = {
@@ -55,7 +56,7 @@ def prompts(attribute: str, synonym: str, stands_for: str, n: int) -> list[str]:
     rng = random.Random(f"{attribute} {synonym}")
     made = []
     while len(made) < n:
-        critter = critters.sample(rng)
+        critter = critters.sample_critter(rng)
         if getattr(critter, attribute) != stands_for:
             continue
         said = {"animal": ("animal", "hat"), "hat": ("animal", "hat")}.get(
@@ -66,9 +67,7 @@ def prompts(attribute: str, synonym: str, stands_for: str, n: int) -> list[str]:
         if attribute == "background":
             made.append(text.replace(f"{stands_for} background", f"{synonym} background"))
         elif attribute == "fur":
-            made.append(
-                text.replace(f"{stands_for} {critter.animal}", f"{synonym} {critter.animal}")
-            )
+            made.append(text.replace(f"{stands_for} {critter.animal}", f"{synonym} {critter.animal}"))
         elif attribute == "hat_color":
             made.append(text.replace(f"{stands_for} {critter.hat}", f"{synonym} {critter.hat}"))
         else:
@@ -94,9 +93,7 @@ def nearest(encoder: md.TextEncoder) -> dict[str, str]:
     with torch.no_grad():
         for attribute, words in SYNONYMS.items():
             values = critters.ATTRIBUTES[attribute]
-            said, known = (
-                F.normalize(encoder(list(part)).pooled, dim=1) for part in (words, values)
-            )
+            said, known = (F.normalize(encoder(list(part)).pooled, dim=1) for part in (words, values))
             closest = (said @ known.T).argmax(1).tolist()
             found |= {word: values[i] for word, i in zip(words, closest, strict=True)}
     return found
@@ -136,18 +133,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8, help="pictures per word and run")
     parser.add_argument("--conditioning", default="pooled", help="both, pooled or tokens")
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument(
-        "--variance", type=float, default=0.95, help="of the pre-trained vectors, to keep"
-    )
+    parser.add_argument("--variance", type=float, default=0.95, help="of the pre-trained vectors, to keep")
     arguments = parser.parse_args()
     reader, rows = AttributeReader.from_pretrained(), {}
     pretrained = md.TextEncoder.from_pretrained(arguments.encoder)
     by_itself = nearest(pretrained)
     pretrained.reduce(critters.Critters(arguments.images).captions(), arguments.variance)
-    print(
-        f"{pretrained.dim} dimensions hold {100 * arguments.variance:g} % of the variance",
-        flush=True,
-    )
+    print(f"{pretrained.dim} dimensions hold {100 * arguments.variance:g} % of the variance", flush=True)
     for name in ("pre-trained", "from scratch"):
         runs = []
         for seed in SEEDS:
@@ -163,11 +155,7 @@ def main() -> None:
             )  # fmt: skip
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the other model names every word it does not know
-                runs.append(
-                    score(
-                        md.TextToImage(model), reader, seed, arguments.prompts, arguments.guidance
-                    )
-                )
+                runs.append(score(md.TextToImage(model), reader, seed, arguments.prompts, arguments.guidance))
             print(name, seed, runs[-1], flush=True)
         rows[name] = {
             # The share of each word first, so that words count alike; then over the runs.
@@ -176,9 +164,7 @@ def main() -> None:
         }
         rows[name]["by word"] = {word: sum(run[0][word] for run in runs) for word in runs[0][0]}
         settings = vars(arguments) | {"encoder": arguments.name, "dimensions": pretrained.dim}
-        write(
-            "words", settings=settings, seeds=SEEDS, synonyms=SYNONYMS, nearest=by_itself, rows=rows
-        )
+        write("words", settings=settings, seeds=SEEDS, synonyms=SYNONYMS, nearest=by_itself, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What holds for every test: no network, no display, the same random numbers each time."""
 
+import json
 import os
+from pathlib import Path
 
 # Before torch, transformers or matplotlib are imported: they read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -9,6 +11,7 @@ os.environ["MPLBACKEND"] = "agg"
 
 import pytest
 import torch
+from PIL import Image
 
 torch.set_num_threads(2)  # the tests' tensors are small: on many cores they only get slower
 
@@ -19,10 +22,25 @@ def _same_random_numbers() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six captioned pictures, one broken, one missing."""
+    path = tmp_path / "pictures"
+    path.mkdir()
+    lines = []
+    for i, color in enumerate(["red", "green", "blue", "red", "green", "blue"]):
+        Image.new("RGB", (40 + i, 30), color).save(path / f"{i}.png")
+        lines.append({"file_name": f"{i}.png", "text": f"a {color} square"})
+    (path / "broken.png").write_bytes(b"not a picture")
+    lines += [{"file_name": n, "text": "nothing"} for n in ("broken.png", "missing.png")]
+    (path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
 SLOW = (
-    "test_cli.py", "test_cuda.py", "test_doctor.py", "test_import.py", "test_likelihood.py",
-    "test_pipeline.py", "test_recipes.py", "test_sampling_exact.py", "test_studies.py",
-    "test_tools.py", "test_training.py", "test_using.py",
+    "test_cli.py", "test_cuda.py", "test_doctor.py", "test_import.py", "test_interop.py", "test_likelihood.py",
+    "test_own_networks.py", "test_pipeline.py", "test_recipes.py", "test_resume.py", "test_sampling_exact.py",
+    "test_scores.py", "test_studies.py", "test_tools.py", "test_training.py", "test_using.py",
     "test_rendering_works_in_a_script_without_a_main_guard", "test_energy_test_keeps_its_promise",
     "test_intervals_are_as_wide_as_the_scatter", "test_order_of_convergence",
     "test_a_chain_of_a_thousand_transitions_is_the_marginal",

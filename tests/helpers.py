@@ -57,9 +57,7 @@ def gaussian(mean: float, std: float) -> Denoise:
     return from_x0(guess)
 
 
-def gaussian_flow(
-    x: Tensor, start: md.NoiseLevel, end: md.NoiseLevel, mean: float, std: float
-) -> Tensor:
+def gaussian_flow(x: Tensor, start: md.NoiseLevel, end: md.NoiseLevel, mean: float, std: float) -> Tensor:
     """Where the probability-flow ODE of :func:`gaussian` takes ``x`` from ``start`` to ``end``: it keeps
     the number of standard deviations that x is away from the mean."""
     deviations = (x - start.alpha * mean) / ((start.alpha * std) ** 2 + start.sigma**2).sqrt()

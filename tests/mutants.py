@@ -116,7 +116,7 @@ MUTANTS = [
         ("alignment at every level alike", "alignment", "importance = (level.alpha**2).to(away) * told", "importance = told.to(away)", ("test_alignment",)),
         ("alignment with captions that were withheld", "alignment", "told = told & ~drop", "pass", ("test_alignment",)),
         # --- two critters
-        ("held-out pairs leak into scenes", "data/duo", 'other = critters.sample(rng, "train" if split == "train" else "all")', 'other = critters.sample(rng, "all")', ("test_duo",)),
+        ("held-out pairs leak into scenes", "data/duo", 'other = critters.sample_critter(rng, "train" if split == "train" else "all")', 'other = critters.sample_critter(rng, "all")', ("test_duo",)),
         ("right and left confused", "data/duo", '"left of": ("right of", "to the right of")', '"left of": ("left of", "to the right of")', ("test_duo",)),
         ("turned order, same words", "data/duo", "joint.join(reversed(texts) if turned else texts)", "joint.join(texts)", ("test_duo",)),
         ("side by side for one above the other", "data/duo", "along = RELATIONS.index(scene.relation)  #", "along = 1 - RELATIONS.index(scene.relation)  #", ("test_duo",)),
@@ -170,9 +170,7 @@ def caught(mutant: Mutant) -> bool:
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if code not in (0, 1):
-        raise RuntimeError(
-            f"{mutant.name}: pytest ended with exit code {code}, so nothing was shown"
-        )
+        raise RuntimeError(f"{mutant.name}: pytest ended with exit code {code}, so nothing was shown")
     return code == 1
 
 

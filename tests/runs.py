@@ -24,9 +24,7 @@ class Guess(md.Diffusion):
 
     def forward(self, x_t, level, condition=None):
         self.x_t, self.level, self.condition = x_t, level, condition
-        alpha, sigma = (
-            part.reshape(-1, *[1] * (x_t.ndim - 1)) for part in (level.alpha, level.sigma)
-        )
+        alpha, sigma = (part.reshape(-1, *[1] * (x_t.ndim - 1)) for part in (level.alpha, level.sigma))
         self.x0 = self.guess(x_t)
         eps = (x_t - alpha * self.x0) / sigma
         return md.to_target(self.x0, eps, level, self.target) + self.offset
@@ -41,9 +39,7 @@ def fresh(target: str = "eps", condition_dim: int | None = None, seed: int = 3) 
     return md.Diffusion(md.MLP(2, 32, 2, condition_dim=condition_dim), md.Cosine(), target)  # type: ignore[arg-type]
 
 
-def short(
-    model: md.Diffusion, steps: int = 6, batches: object = None, **kwargs: object
-) -> list[md.Step]:
+def short(model: md.Diffusion, steps: int = 6, batches: object = None, **kwargs: object) -> list[md.Step]:
     settings = {"precision": "fp32", "warmup": 2, "lr": 0.01, **kwargs}
     return list(md.train(model, batches or [data(8, 2).float()], steps, **settings))  # type: ignore[arg-type]
 

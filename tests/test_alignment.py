@@ -41,9 +41,7 @@ def test_vectors_are_those_of_transformers(clip):
     """Pixels in [-1, 1] are what its processor makes of [0, 255] with mean and std 0.5."""
     x = pictures()
     batch = clip.text.tokenizer(CAPTIONS, padding=True, return_tensors="pt")
-    out = clip.model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], pixel_values=x
-    )
+    out = clip.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], pixel_values=x)
     torch.testing.assert_close(clip.embed_images(x), out.image_embeds)
     torch.testing.assert_close(clip.embed_captions(CAPTIONS), out.text_embeds)
     cosines = (out.image_embeds * out.text_embeds).sum(1)
@@ -117,9 +115,7 @@ def squares(seed: int = 0, batch: int = 12):
     names = list(COLOURS)
     while True:
         kinds = torch.randint(3, (batch,), generator=generator).tolist()
-        x = torch.tensor([COLOURS[names[k]] for k in kinds])[:, :, None, None].expand(
-            -1, -1, 16, 16
-        )
+        x = torch.tensor([COLOURS[names[k]] for k in kinds])[:, :, None, None].expand(-1, -1, 16, 16)
         noise = 0.3 * torch.randn(batch, 3, 16, 16, generator=generator)
         yield (x + noise).clamp(-1, 1), [f"a {names[k]} square" for k in kinds]
 
@@ -159,11 +155,7 @@ def test_training_makes_pictures_worse_when_asked_to():
 def test_the_text_tower_is_a_text_encoder(clip):
     encoder = clip.text_encoder()
     condition = encoder(encoder.ids(["a red square", "green", ""]))
-    assert condition.mask.sum(1).tolist() == [
-        4,
-        2,
-        0,
-    ]  # the end mark counts, but not around nothing
+    assert condition.mask.sum(1).tolist() == [4, 2, 0]  # the end mark counts, but not around nothing
     torch.testing.assert_close(condition.pooled[0], condition.tokens[0, 3])
     torch.testing.assert_close(condition.pooled[1], condition.tokens[1, 1])
     assert (condition.pooled[2] == 0).all()
@@ -209,9 +201,7 @@ def test_round_trip(clip, tmp_path):
     clip.save_pretrained(tmp_path / "half", torch.float16)
     half = CLIP.from_pretrained(tmp_path / "half")
     assert next(half.parameters()).dtype == torch.float32
-    torch.testing.assert_close(
-        half.similarity(x, CAPTIONS), clip.similarity(x, CAPTIONS), rtol=0, atol=5e-3
-    )
+    torch.testing.assert_close(half.similarity(x, CAPTIONS), clip.similarity(x, CAPTIONS), rtol=0, atol=5e-3)
     sizes = [(tmp_path / k / "model.safetensors").stat().st_size for k in ("whole", "half")]
     assert sizes[1] < 0.6 * sizes[0]
     for file in (tmp_path / "half").iterdir():
@@ -281,9 +271,7 @@ def test_it_joins_the_loss_of_every_target(clip, target):
 
     def value(alignment):
         generator = torch.Generator().manual_seed(0)
-        return md.loss(
-            model, x0, CAPTIONS, condition_dropout=0.5, alignment=alignment, generator=generator
-        )
+        return md.loss(model, x0, CAPTIONS, condition_dropout=0.5, alignment=alignment, generator=generator)
 
     plain, with_term = value(None), value(spy)
     guess, level, drop = seen[0]
@@ -330,9 +318,7 @@ def test_training_with_it_leaves_the_clip_alone(clip):
     before = {k: v.clone() for k, v in outer.state_dict().items()}
     batches = [(x, captions) for (x, captions), _ in zip(squares(), range(3), strict=False)]
     plain = [s.loss for s in md.train(copy.deepcopy(model), batches, 3, warmup=1)]
-    with_term = [
-        s.loss for s in md.train(model, batches, 3, warmup=1, alignment=Alignment(outer, 0.5))
-    ]
+    with_term = [s.loss for s in md.train(model, batches, 3, warmup=1, alignment=Alignment(outer, 0.5))]
     assert all(b > a + 0.01 for a, b in zip(plain, with_term, strict=True))
     for key, value in outer.state_dict().items():
         assert torch.equal(value, before[key])
@@ -355,7 +341,7 @@ def test_what_it_cannot_do_is_named(clip):
 
 
 def test_the_shipped_clip_tells_what_a_render_shows():
-    from minidiff.evaluation import clip_accuracy
+    from minidiff.critters import clip_accuracy
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -54,9 +54,7 @@ def test_t_equal_to_T_never_trained():
     """``t = torch.randint(1, T)`` leaves out T: the network never sees what sampling starts from."""
     cpu = torch.device("cpu")
     ours = torch.cat([stratified_times(100, generator(seed), cpu) for seed in range(100)])
-    assert (
-        ours > 1 - 1 / 1000
-    ).sum() > 3  # of 10,000 draws ten are expected in the last thousandth
+    assert (ours > 1 - 1 / 1000).sum() > 3  # of 10,000 draws ten are expected in the last thousandth
     assert LEVELS[0].t == 1
     buggy = torch.randint(1, 1000, (10_000,), generator=generator()) / 1000
     assert (buggy > 1 - 1 / 1000).sum() == 0
@@ -66,9 +64,7 @@ def test_t_equal_to_0_never_removed():
     """A loop over ``range(T - 1, 0, -1)`` stops one step early and returns a noisy sample."""
     assert distance_from_the_point(md.sample(md.ddim(point_mass(POINT), randn(50), LEVELS))) < 1e-10
     assert LEVELS[-1].sigma == 0
-    assert (
-        distance_from_the_point(md.sample(md.ddim(point_mass(POINT), randn(50), LEVELS[:-1]))) > 0.1
-    )
+    assert distance_from_the_point(md.sample(md.ddim(point_mass(POINT), randn(50), LEVELS[:-1]))) > 0.1
 
 
 def test_sampling_from_pure_noise_where_data_still_show_through():
@@ -104,9 +100,7 @@ def test_noise_added_at_the_last_step():
     """``x = mean + sqrt(beta) * randn_like(x)`` without ``if t > 1``."""
 
     def no_exception(level: md.NoiseLevel, target: md.NoiseLevel) -> Tensor:
-        return md.transition(
-            torch.zeros(1).double(), target, level
-        ).std  # sqrt(beta), at the last step too
+        return md.transition(torch.zeros(1).double(), target, level).std  # sqrt(beta), at the last step too
 
     x = randn(50)
     ours = md.sample(md.ddpm(point_mass(POINT), x, LEVELS, generator=generator()))
@@ -202,9 +196,7 @@ def test_noise_injected_twice():
     for sampled in (chain, buggy, md.diffuse(x0, randn(n, seed=30), level)):
         assert sampled.var().item() == pytest.approx(1, abs=0.02)
     assert (chain**4).mean().item() == pytest.approx(fourth, abs=0.05)
-    assert (md.diffuse(x0, randn(n, seed=30), level) ** 4).mean().item() == pytest.approx(
-        fourth, abs=0.05
-    )
+    assert (md.diffuse(x0, randn(n, seed=30), level) ** 4).mean().item() == pytest.approx(fourth, abs=0.05)
     assert abs((buggy**4).mean().item() - fourth) > 0.3
 
 

@@ -61,9 +61,7 @@ def test_sample_gives_the_same_file_every_time(minidiff, tmp_path):
 
 @pytest.mark.filterwarnings("always")
 def test_sample_names_unknown_words(minidiff, tmp_path):
-    code, _, err = minidiff(
-        "sample", "a zebra in a top hat", "--steps", 1, "-o", tmp_path / "z.png"
-    )
+    code, _, err = minidiff("sample", "a zebra in a top hat", "--steps", 1, "-o", tmp_path / "z.png")
     assert code == 0
     assert "'zebra'" in err
     assert "Traceback" not in err
@@ -74,10 +72,7 @@ def test_sample_says_when_nothing_of_the_prompt_is_left(minidiff, tmp_path):
     for prompt in ("", "кот в шляпе", "🐱🎩"):
         code, _, err = minidiff("sample", prompt, "--steps", 1, "-o", tmp_path / "any.png")
         assert code == 0
-        assert (
-            err.splitlines()[-1]
-            == f"warning: nothing to follow in [{prompt!r}]: drawn without a prompt"
-        )
+        assert err.splitlines()[-1] == f"warning: nothing to follow in [{prompt!r}]: drawn without a prompt"
 
 
 def test_sample_rescales_and_guides_in_an_interval(minidiff, tmp_path):
@@ -101,15 +96,9 @@ def test_sample_rescales_and_guides_in_an_interval(minidiff, tmp_path):
         (["sample", "a cat", "--steps", "0", "-o", "x.png"], "--steps"),
         (["sample", "a cat", "--rescale", "2", "-o", "x.png"], "minidiff: rescale = 2 is a share"),
         (["sample", "a cat", "--guidance", "nan", "-o", "x.png"], "minidiff: guidance = nan"),
-        (
-            ["sample", "a cat", "--interval", "0.8", "0.2", "-o", "x.png"],
-            "minidiff: interval = (0.8, 0.2)",
-        ),
+        (["sample", "a cat", "--interval", "0.8", "0.2", "-o", "x.png"], "minidiff: interval = (0.8, 0.2)"),
         (["train", "nothing", "-o", "run"], "'nothing' is no recipe"),
-        (
-            ["train", "fashion-mnist", "-o", "run", "--data-root", "here"],
-            "no Fashion-MNIST in here",
-        ),
+        (["train", "fashion-mnist", "-o", "run", "--data-root", "here"], "no Fashion-MNIST in here"),
         (
             ["train", "critters", "-o", "run", "--text-encoder", "./nowhere"],
             "no text encoder './nowhere': there is no such folder",
@@ -118,7 +107,7 @@ def test_sample_rescales_and_guides_in_an_interval(minidiff, tmp_path):
         (["doctor", "nowhere"], "no model 'nowhere'"),
         (
             ["doctor", "critters", "nothing"],
-            "no data 'nothing': use critters, critters-duo, fashion-mnist or a folder",
+            "no recipe and no folder 'nothing': use critters, critters-duo, fashion-mnist or a folder",
         ),
     ],
 )
@@ -152,21 +141,18 @@ def test_train_with_an_encoder_trained_before(minidiff, folder, tmp_path):
     """It goes into the model's folder as it was, and the model draws without the folder it came from."""
     clip, out = tmp_path / "clip", tmp_path / "run"
     shutil.copytree(SHIPPED / "critters-clip", clip)
-    code, _, err = minidiff(
-        "train", folder, "-o", out, "--steps", 2, "--size", 16, "--text-encoder", clip
-    )
+    code, _, err = minidiff("train", folder, "-o", out, "--steps", 2, "--size", 16, "--text-encoder", clip)
     assert code == 0, err
     shutil.rmtree(clip)
-    text = md.Diffusion.from_pretrained(out).text
+    text = md.Diffusion.from_pretrained(out).encoder
     assert text.frozen
     shipped = md.TextEncoder.from_pretrained("critters-clip")
-    for part, other in zip(text(["a red cat"]), shipped(["a red cat"]), strict=True):
+    for part, other in zip(*(e(e.ids(["a red cat"])) for e in (text, shipped)), strict=True):
         torch.testing.assert_close(part, other, rtol=1e-3, atol=1e-3)  # stored in float16
 
 
 @pytest.mark.parametrize(
-    "name,score,words",
-    [("critters-clip", "animal and hat", 32), ("critters-duo-clip", "hat_color", 48)],
+    "name,score,words", [("critters-clip", "animal and hat", 32), ("critters-duo-clip", "hat_color", 48)]
 )
 def test_train_a_clip(minidiff, tmp_path, name, score, words):
     code, out, err = minidiff("train", name, "-o", tmp_path, "--steps", 2, "--images", 128)
@@ -261,31 +247,49 @@ def test_batch_size_rate_and_saves_are_as_asked(minidiff, folder, tmp_path, monk
     asked = {}
 
     def fit(recipe, output, **options):
-        asked.update(options, batch_size=recipe.batch_size, lr=recipe.lr)
+        asked.update(options, batch_size=recipe.batch_size, lr=recipe.lr, net=recipe.model.net.config)
         return iter(())
 
-    monkeypatch.setattr("minidiff.recipes.fit", fit)
+    monkeypatch.setattr("minidiff.fit.fit", fit)
     code, _, err = minidiff(
         "train", folder, "-o", tmp_path / "run", "--size", 16,
-        "--batch-size", 1, "--lr", 0.002, "--save-every", 7,
+        "--batch-size", 1, "--lr", 0.002, "--save-every", 7, "--width", 32,
     )  # fmt: skip
     assert code == 0, err
     assert (asked["batch_size"], asked["lr"], asked["save_every"]) == (1, 0.002, 7)
+    assert asked["net"]["width"] == 32
 
 
 def test_a_batch_larger_than_the_data_is_refused(minidiff, folder, tmp_path):
-    code, _, err = minidiff(
-        "train", folder, "-o", tmp_path / "run", "--size", 16, "--batch-size", 9
-    )
+    code, _, err = minidiff("train", folder, "-o", tmp_path / "run", "--size", 16, "--batch-size", 9)
     assert code == 1
     assert "batch size 9 does not fit 2 images" in err
     assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("options", [("--batch-size", 4), ("--lr", 0.1), ("--resume",)])
-def test_what_a_judge_does_not_take_is_refused(minidiff, tmp_path, options):
+def test_what_a_helper_does_not_take_is_refused(minidiff, tmp_path, options):
     code, _, err = minidiff("train", "critters-clip", "-o", tmp_path / "run", *options)
     assert code == 1
     assert "critters-clip takes none of --resume" in err
     assert options[0] in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_is_evaluated_on_what_was_held_back(minidiff, tmp_path):
+    for split, n in (("train", 8), ("test", 40)):
+        for i in range(n):
+            place = tmp_path / "data" / split / ("red" if i % 2 else "blue")
+            place.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (255 * (i % 2), i, 255 * (1 - i % 2))).save(place / f"{i}.png")
+    out = tmp_path / "run"
+    assert minidiff("train", tmp_path / "data", "-o", out, "--steps", 2, "--size", 16, "--width", 32)[0] == 0
+    code, said, err = minidiff("evaluate", out, tmp_path / "data", "--steps", 2, "-o", tmp_path / "s.json")
+    assert code == 0, err
+    assert "squared error of x0, floor" in said
+    assert json.loads((tmp_path / "s.json").read_text())["squared error of x0, model"]["n"] == 40
+    code, _, err = minidiff("evaluate", out)
+    assert (code, err) == (
+        1,
+        "minidiff: its words do not tell what it draws: say so, with a recipe or a folder\n",
+    )

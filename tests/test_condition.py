@@ -1,11 +1,6 @@
 import pytest
 import torch
-from networks import (
-    D,
-    T,
-    condition,
-    randn,
-)
+from networks import D, T, condition, randn
 
 import minidiff as md
 

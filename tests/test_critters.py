@@ -1,5 +1,6 @@
 """Critters: what is drawn is what is said, and held-out pairs stay out."""
 
+import hashlib
 import random
 import re
 import subprocess
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from minidiff.data import critters
-from minidiff.data.critters import (
+from minidiff import critters
+from minidiff.critters import (
     ANIMALS,
     ATTRIBUTES,
     BACKGROUNDS,
@@ -63,7 +64,7 @@ def stated(text: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def train() -> list[tuple[Critter, str]]:
     rng = random.Random(0)
-    drawn = [critters.sample(rng) for _ in range(DRAWS)]
+    drawn = [critters.sample_critter(rng) for _ in range(DRAWS)]
     return [(critter, critters.caption(critter, rng)) for critter in drawn]
 
 
@@ -90,7 +91,7 @@ def test_captions_that_state_both_never_state_a_held_out_pair(train):
 
 def test_the_data_set_streams_its_split():
     pairs = {
-        split: {(c.animal, c.hat) for c in map(data.critter, range(3000))}
+        split: {(c.animal, c.hat) for c in map(data.scene, range(3000))}
         for split in ("train", "held_out", "all")
         for data in [Critters(3000, split=split)]
     }
@@ -130,7 +131,7 @@ def test_impossible_critters_are_refused(words, complaint):
 @pytest.mark.parametrize(
     "call, complaint",
     [
-        (lambda: critters.sample(random.Random(0), "test"), "split 'test' is unknown"),
+        (lambda: critters.sample_critter(random.Random(0), "test"), "split 'test' is unknown"),
         (lambda: Critters(split="test"), "split 'test' is unknown"),
         (lambda: Critters(length=-1), "length -1 is negative"),
         (lambda: Critters(size=4), "size 4 is too small"),
@@ -211,7 +212,7 @@ def test_captions_vary_between_epochs_and_stay_true():
     assert first == data.captions(0)
     assert sum(a != b for a, b in zip(first, second, strict=True)) > 150
     for index, text in enumerate(second):
-        critter = data.critter(index)
+        critter = data.scene(index)
         assert all(getattr(critter, name) == value for name, value in stated(text).items())
 
 
@@ -239,8 +240,7 @@ def test_the_picture_shows_each_attribute(name):
 def test_the_picture_shows_the_animal():
     for fur, hat in product(FURS, HATS):
         pictures = [
-            array(Critter(animal, OWN_FUR.get(animal, fur), hat, "red", "blue"))
-            for animal in ANIMALS
+            array(Critter(animal, OWN_FUR.get(animal, fur), hat, "red", "blue")) for animal in ANIMALS
         ]
         for i, a in enumerate(pictures):
             for b in pictures[:i]:
@@ -327,7 +327,7 @@ def test_items_depend_on_seed_and_index_alone():
         assert torch.equal(same[7][0], image)
         assert same[7][1] == text
     assert not torch.equal(other[7][0], image)
-    assert [other.critter(i) for i in range(50)] != [data.critter(i) for i in range(50)]
+    assert [other.scene(i) for i in range(50)] != [data.scene(i) for i in range(50)]
     assert torch.equal(data[-43][0], image)
 
 
@@ -348,17 +348,47 @@ def test_rendering_agrees_with_items_for_any_number_of_workers(length):
     assert one.images.dtype == torch.uint8
     assert torch.equal(one.images, three.images)
     assert one.captions == three.captions == data.captions()
-    assert one.critters == [data.critter(i) for i in range(length)]
+    assert one.scenes == [data.scene(i) for i in range(length)]
     for i in range(length):
         assert torch.equal(one.images[i].float() / 127.5 - 1, data[i][0])
 
 
 def test_rendering_works_in_a_script_without_a_main_guard():
     script = (
-        "from minidiff.data.critters import Critters\n"
+        "from minidiff.critters import Critters\n"
         "print(Critters(6, size=32).render(workers=2).images.shape[0])"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=120
     )
     assert done.stdout.split() == ["6"], done.stderr
+
+
+# ------------------------------------------------------------------- the stream, as it has always been
+
+STREAMS = [
+    (1, "train", "96dfec87cfe6dc35", "c049801972d198bf"),
+    (1, "held_out", "d31a6b9c8511cf7a", "930332d1f74aab55"),
+    (2, "train", "2cdfe4fb12df63af", "8f88254fb525b7d1"),
+    (2, "held_out", "1a033fb9eeb1999e", "3f2425198366c690"),
+]
+
+
+def digest(parts: list[str] | bytes) -> str:
+    content = parts if isinstance(parts, bytes) else "".join(f"{part}\n" for part in parts).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("count,split,captions,pictures", STREAMS)
+def test_a_thousand_items_are_what_they_were(count, split, captions, pictures):
+    """The shipped models and the results of the studies belong to this stream: what changes it is another
+    data set. The hashes are those of the first version."""
+    data = Critters(1000, 32, split, count=count)
+    assert digest(data.captions(0) + data.captions(1)) == captions
+    assert digest(data.images().numpy().tobytes()) == pictures
+
+
+def test_a_thousand_negative_captions_are_what_they_were():
+    data = Critters(1000, 32, count=2)
+    said = [data.negative_caption(i, epoch) for epoch in (0, 1) for i in range(1000)]
+    assert digest(said) == "dfdd123a4d9c3402"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import minidiff as md
-from minidiff.data import Critters
+from minidiff.critters import Critters
 from minidiff.exact import GaussianMixture
 from minidiff.likelihood import flow_log_likelihood, variational_bound
 
@@ -32,9 +32,7 @@ def test_training_chooses_the_gpu_and_its_model_comes_back():
 def test_a_seed_means_the_same_on_both(sampler):
     """Noise is drawn on the CPU, so a GPU draws the same picture up to its rounding."""
     drawn = [
-        md.TextToImage.from_pretrained("critters", device)(
-            PROMPTS, steps=8, sampler=sampler, seed=3
-        ).tensors
+        md.TextToImage.from_pretrained("critters", device)(PROMPTS, steps=8, sampler=sampler, seed=3).tensors
         for device in ("cpu", "cuda")
     ]
     assert (drawn[0] - drawn[1]).abs().mean() < 0.02

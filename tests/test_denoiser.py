@@ -41,9 +41,7 @@ def test_every_parameter_matters(name):
     net = perturbed(NETWORKS[name]())
     x, t = batch(name)
     (net(x, t, condition()) * randn(*x.shape, seed=9)).sum().backward()
-    idle = [
-        key for key, p in net.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12
-    ]
+    idle = [key for key, p in net.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12]
     assert not idle
 
 
@@ -149,9 +147,7 @@ def test_image_positions_are_sines_of_row_and_column():
     for k in range(4):
         frequency = 100 ** (-k / 3)
         for row, column in [(0, 0), (2, 4), (1, 3)]:
-            expected = [
-                f(frequency * place) for place in (row, column) for f in (math.sin, math.cos)
-            ]
+            expected = [f(frequency * place) for place in (row, column) for f in (math.sin, math.cos)]
             assert codes[row, column, k::4].tolist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -326,11 +322,7 @@ def test_no_condition_adds_nothing_to_the_embedding():
 @pytest.mark.parametrize(
     "name,shape,message",
     [
-        (
-            "UNet",
-            (1, 3, 4, 8),
-            r"x has shape \(1, 3, 4, 8\): this network takes \(B, 2, H, W\) .* of 4",
-        ),
+        ("UNet", (1, 3, 4, 8), r"x has shape \(1, 3, 4, 8\): this network takes \(B, 2, H, W\) .* of 4"),
         ("UNet", (1, 2, 4, 6), r"x has shape \(1, 2, 4, 6\): .* multiples of 4"),
         ("UNet", (2, 4, 8), r"x has shape \(2, 4, 8\)"),
         ("DiT", (1, 2, 4, 7), r"x has shape \(1, 2, 4, 7\): .* multiples of 2"),
@@ -367,10 +359,7 @@ def test_a_condition_is_not_ignored_in_silence(name):
     "make,message",
     [
         (lambda: md.UNet(width=40), "width = 40 is not a multiple of 32"),
-        (
-            lambda: md.UNet(multipliers=(1, 2), attention=(2,)),
-            r"attention = \(2,\) names a level outside",
-        ),
+        (lambda: md.UNet(multipliers=(1, 2), attention=(2,)), r"attention = \(2,\) names a level outside"),
         (lambda: md.DiT(width=100), "width = 100 is not a multiple of 64"),
         (
             lambda: md.UNet(conditioning="film"),  # type: ignore[arg-type]
@@ -389,10 +378,7 @@ def test_a_condition_is_not_ignored_in_silence(name):
             "conditioning = 'tokens', but no attention is there to look at them",
         ),
         (lambda: Attention(48, None), "width = 48 is not a multiple of the head width 32"),
-        (
-            lambda: md.Diffusion(md.MLP(), md.Flow(), "score"),
-            "unknown target 'score': choose one of eps,",
-        ),
+        (lambda: md.Diffusion(md.MLP(), md.Flow(), "score"), "unknown target 'score': choose one of eps,"),
     ],
 )
 def test_bad_arguments_are_named(make, message):
@@ -447,10 +433,7 @@ def test_a_transformer_block_written_out():
     mine = block.attention
     attention.in_proj_weight.data = torch.cat([mine.query.weight, mine.key_value.weight]).data
     attention.in_proj_bias.data = torch.cat([mine.query.bias, mine.key_value.bias]).data
-    attention.out_proj.weight.data, attention.out_proj.bias.data = (
-        mine.out.weight.data,
-        mine.out.bias.data,
-    )
+    attention.out_proj.weight.data, attention.out_proj.bias.data = (mine.out.weight.data, mine.out.bias.data)
 
     def normalised(h):
         return (h - h.mean(2, keepdim=True)) / (h.var(2, correction=0, keepdim=True) + 1e-5).sqrt()

@@ -156,9 +156,7 @@ def test_posterior_variance_is_fixed_small(t):
     small = float64(DDPMScheduler(**BETAS, variance_type="fixed_small"))
     large = float64(DDPMScheduler(**BETAS, variance_type="fixed_large"))
     level, before = (md.Linear()(number((k + 1) / 1000)) for k in (t, t - 1))
-    torch.testing.assert_close(
-        posterior_std(level, before) ** 2, small._get_variance(t), rtol=1e-9, atol=0
-    )
+    torch.testing.assert_close(posterior_std(level, before) ** 2, small._get_variance(t), rtol=1e-9, atol=0)
     step = md.transition(torch.zeros(1, dtype=torch.float64), before, level)
     torch.testing.assert_close(step.std**2, large._get_variance(t), rtol=1e-9, atol=0)
 
@@ -171,9 +169,7 @@ def test_posterior_mean_is_their_step(t):
     noise = torch.randn(1, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     level, before = (md.Linear()(number((k + 1) / 1000)) for k in (t, t - 1))
     posterior = md.posterior(x_t, x0, level, before)
-    torch.testing.assert_close(
-        posterior.mean + posterior.std * noise, stepped, rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(posterior.mean + posterior.std * noise, stepped, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("n", STEPS)
@@ -193,9 +189,7 @@ def test_ddpm(n):
         eps = NETWORK(x, level).eps
         theirs = scheduler.step(eps, t, x, generator=torch.Generator().manual_seed(9)).prev_sample
         std = scheduler._get_variance(t) ** 0.5
-        x = theirs - std * torch.randn(
-            3, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64
-        )
+        x = theirs - std * torch.randn(3, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
         if state is not ours[-1]:  # our noise in place of theirs: drawn in float32, whatever x is
             x = x + std * torch.randn(3, 4, generator=generator).double()
         torch.testing.assert_close(state.x, x, rtol=1e-8, atol=1e-8)
@@ -223,9 +217,7 @@ def test_ddim(n, eta):
         drawn = torch.zeros_like(x)
         if std > 0:
             drawn = (state.x - state.level.alpha * x0 - kept * eps) / std
-        theirs = scheduler.step(
-            eps, t, x, eta=eta, variance_noise=drawn if eta else None
-        ).prev_sample
+        theirs = scheduler.step(eps, t, x, eta=eta, variance_noise=drawn if eta else None).prev_sample
         torch.testing.assert_close(state.x, theirs, rtol=1e-9, atol=1e-9)
         x = state.x
     assert state.level.sigma == 0
@@ -266,9 +258,7 @@ def test_clipping():
     scheduler.set_timesteps(20)
     levels, x = levels_at(trailing(20)), 2 * start(3, 4)
     wide = two_peaks(1.5)
-    for t, level, state in zip(
-        trailing(20), levels, md.ddim(md.clip(wide), x, levels), strict=False
-    ):
+    for t, level, state in zip(trailing(20), levels, md.ddim(md.clamp(wide), x, levels), strict=False):
         eps = wide(x, level).eps
         right = scheduler.step(eps, t, x, use_clipped_model_output=True).prev_sample
         torch.testing.assert_close(state.x, right, rtol=1e-9, atol=1e-9)
@@ -292,9 +282,7 @@ def test_heun(n):
         variance_preserving = scheduler.scale_model_input(scaled, t)
         eps = NETWORK(variance_preserving.double(), level).eps
         scaled = scheduler.step(eps, t, scaled).prev_sample
-        if (
-            i % 2 == 1 or i == len(scheduler.timesteps) - 1
-        ):  # the second half of a step, or the last step
+        if i % 2 == 1 or i == len(scheduler.timesteps) - 1:  # the second half of a step, or the last step
             theirs.append(scaled)
     assert len(theirs) == n
     for state, level, found in zip(ours, levels[1:], theirs, strict=True):
@@ -316,9 +304,7 @@ def test_dpmpp_2m(n):
     levels, x = levels_at(trailing(n)), start(3, 4)
     exact_sigmas(scheduler, levels)
     theirs = x
-    for t, level, state in zip(
-        scheduler.timesteps, levels, md.dpmpp_2m(NETWORK, x, levels), strict=False
-    ):
+    for t, level, state in zip(scheduler.timesteps, levels, md.dpmpp_2m(NETWORK, x, levels), strict=False):
         theirs = scheduler.step(NETWORK(theirs, level).eps, t, theirs).prev_sample
         assert same(state.x, theirs)
     assert state.level.sigma == 0
@@ -360,10 +346,7 @@ def edm_output(scheduler, x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
     "make,sampler",
     [
         (lambda: EDMEulerScheduler(), md.ddim),
-        (
-            lambda: EDMDPMSolverMultistepScheduler(solver_order=2, final_sigmas_type="zero"),
-            md.dpmpp_2m,
-        ),
+        (lambda: EDMDPMSolverMultistepScheduler(solver_order=2, final_sigmas_type="zero"), md.dpmpp_2m),
     ],
     ids=["euler", "dpmpp_2m"],
 )
@@ -376,9 +359,7 @@ def test_edm(make, sampler, n):
     exact_sigmas(scheduler, levels)
     x = 80 * start(3, 4)
     theirs = x
-    for t, level, state in zip(
-        scheduler.timesteps, levels, sampler(NETWORK, x, levels), strict=False
-    ):
+    for t, level, state in zip(scheduler.timesteps, levels, sampler(NETWORK, x, levels), strict=False):
         theirs = theirs.double()
         output = edm_output(scheduler, theirs, NETWORK(theirs, level).x0, level.sigma)
         scheduler.scale_model_input(theirs, t)
@@ -413,9 +394,7 @@ def test_flow_matching_euler(n):
     scheduler.set_timesteps(sigmas=[1 - i / n for i in range(n)])
     levels, x = md.Flow().levels(n), start(3, 4)
     theirs = x.float()
-    for t, level, state in zip(
-        scheduler.timesteps, levels, md.ddim(NETWORK, x, levels), strict=False
-    ):
+    for t, level, state in zip(scheduler.timesteps, levels, md.ddim(NETWORK, x, levels), strict=False):
         x0, eps = NETWORK(theirs.double(), level)
         velocity = md.to_target(x0, eps, level, "flow").float()
         theirs = scheduler.step(velocity, t, theirs).prev_sample

@@ -4,14 +4,7 @@ import pickle
 import pytest
 import torch
 from helpers import SCHEDULES, full_disk
-from networks import (
-    NETWORKS,
-    SHAPES,
-    all_networks,
-    condition,
-    randn,
-    trained,
-)
+from networks import NETWORKS, SHAPES, all_networks, condition, randn, trained
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -133,12 +126,7 @@ def test_nothing_is_pickled(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("unpickled")
 
-    for module, name in [
-        (torch, "load"),
-        (pickle, "load"),
-        (pickle, "loads"),
-        (pickle, "Unpickler"),
-    ]:
+    for module, name in [(torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")]:
         monkeypatch.setattr(module, name, refuse)
     md.Diffusion.from_pretrained(tmp_path)
 
@@ -150,9 +138,7 @@ def test_a_failed_save_leaves_the_old_model(tmp_path):
     with full_disk(), pytest.raises(OSError, match="too large"):
         trained("MLP", md.Flow(), "flow").save_pretrained(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-    trained("MLP", md.Flow(), "flow").save_pretrained(
-        tmp_path
-    )  # replaces the model, keeps other files
+    trained("MLP", md.Flow(), "flow").save_pretrained(tmp_path)  # replaces the model, keeps other files
     assert md.Diffusion.from_pretrained(tmp_path).target == "flow"
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(before)
 
@@ -166,14 +152,10 @@ def test_others_may_read_a_saved_model(tmp_path):
 
 
 def test_a_missing_model_is_named(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="no model 'crittters': not a folder, not shipped"
-    ) as error:
+    with pytest.raises(FileNotFoundError, match="no model 'crittters': not a folder, not shipped") as error:
         md.Diffusion.from_pretrained("crittters")
     assert "\n" not in str(error.value)
-    with pytest.raises(
-        FileNotFoundError, match="holds no model: config.json and model.safetensors"
-    ):
+    with pytest.raises(FileNotFoundError, match="holds no model: config.json and model.safetensors"):
         md.Diffusion.from_pretrained(tmp_path)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import minidiff as md
-from minidiff.data import Critters
+from minidiff.critters import Critters
 from minidiff.doctor import Report, doctor
 from minidiff.exact import GaussianMixture
 
@@ -40,8 +40,7 @@ def trained(
     if shuffle:
         told = [told[i] for i in torch.randperm(4096).tolist()]
     batches = [
-        (x0[i : i + 256], told[i : i + 256]) if captions else x0[i : i + 256]
-        for i in range(0, 4096, 256)
+        (x0[i : i + 256], told[i : i + 256]) if captions else x0[i : i + 256] for i in range(0, 4096, 256)
     ]
     for step in md.train(model, batches, 500, lr=3e-3, ema_decay=0.99):
         pass
@@ -68,9 +67,7 @@ def test_a_healthy_model_of_points(healthy):
     assert not any(math.isnan(e.model) for e in report.levels)
     without = doctor(healthy, points()[0])  # the floor is then that of the samples themselves
     assert not without.findings
-    assert all(
-        e.floor <= 1.02 * o.floor for e, o in zip(without.levels, report.levels, strict=True)
-    )
+    assert all(e.floor <= 1.02 * o.floor for e, o in zip(without.levels, report.levels, strict=True))
 
 
 def test_a_healthy_model_with_text(healthy_with_text):
@@ -180,9 +177,7 @@ def test_the_time_is_not_passed_on(healthy):
         def forward(self, x, t, condition=None):
             return self.net(x, t * 0 + 0.5, condition)
 
-    assert "time" in names(
-        doctor(md.Diffusion(Timeless(healthy.net), md.Cosine(), "v"), points()[0])
-    )
+    assert "time" in names(doctor(md.Diffusion(Timeless(healthy.net), md.Cosine(), "v"), points()[0]))
 
 
 def test_high_times_never_trained(monkeypatch):

@@ -54,9 +54,7 @@ def test_denoise_is_the_mean_of_the_posterior(schedule: Cosine | Flow | Karras, 
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_score_is_the_gradient_of_the_log_density(
-    mixture: GaussianMixture, level: NoiseLevel
-) -> None:
+def test_score_is_the_gradient_of_the_log_density(mixture: GaussianMixture, level: NoiseLevel) -> None:
     x_t = noisy(mixture, level).requires_grad_()
     (gradient,) = torch.autograd.grad(mixture.log_density(x_t, level).sum(), x_t)
     torch.testing.assert_close(mixture.score(x_t, level), gradient, rtol=1e-8, atol=1e-8)
@@ -126,9 +124,7 @@ def test_finite_data_is_a_mixture_of_vanishing_width() -> None:
         for name, a, b in zip(
             ("x0", "eps"), exact.denoise(x_t, level), narrow.denoise(x_t, level), strict=True
         ):
-            torch.testing.assert_close(
-                a, b, atol=1e-6, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
         torch.testing.assert_close(exact.score(x_t, level), narrow.score(x_t, level))
 
 
@@ -300,9 +296,7 @@ def test_samples_of_full_covariances_have_their_moments() -> None:
     x0 = oracle.sample(200_000, torch.Generator().manual_seed(0)).to(F64)
     weights = WEIGHTS.to(F64)
     mean = weights @ means
-    second = torch.einsum(
-        "k,kfg->fg", weights, roots @ roots.mT + means[:, :, None] * means[:, None]
-    )
+    second = torch.einsum("k,kfg->fg", weights, roots @ roots.mT + means[:, :, None] * means[:, None])
     torch.testing.assert_close(oracle.mean, mean)
     torch.testing.assert_close(oracle.covariance, second - mean[:, None] * mean)
     torch.testing.assert_close(x0.mean(0), mean, rtol=0, atol=0.02)
@@ -315,15 +309,10 @@ def test_the_posterior_has_the_denoisers_mean_and_bayes_density(level: NoiseLeve
     oracle, *_ = correlated()
     diagonal = GaussianMixture(oracle.means, torch.rand(3, 4) + 0.1, WEIGHTS)
     clean = Flow()(0.0)
-    for mixture in (
-        GaussianMixture(oracle.means, weights=WEIGHTS, covariances=torch.eye(4)),
-        diagonal,
-    ):
+    for mixture in (GaussianMixture(oracle.means, weights=WEIGHTS, covariances=torch.eye(4)), diagonal):
         x_t = noisy(mixture, level, 1)
         posterior = mixture.posterior(x_t, level)
-        torch.testing.assert_close(
-            posterior.mean, mixture.denoise(x_t, level).x0[0], rtol=1e-9, atol=1e-9
-        )
+        torch.testing.assert_close(posterior.mean, mixture.denoise(x_t, level).x0[0], rtol=1e-9, atol=1e-9)
         x0 = mixture.sample(50).to(F64)
         away = (x_t - level.alpha * x0) / level.sigma
         likelihood = -(away**2).sum(1) / 2 - 4 * (level.sigma * math.sqrt(2 * math.pi)).log()
@@ -336,13 +325,9 @@ def test_the_posteriors_spread_is_the_derivative_of_the_denoiser() -> None:
     oracle, *_ = correlated()
     level = Cosine()(0.35)
     x_t = noisy(oracle, level, 1)
-    slope = torch.autograd.functional.jacobian(
-        lambda x: oracle.denoise(x[None], level).x0[0], x_t[0]
-    )
+    slope = torch.autograd.functional.jacobian(lambda x: oracle.denoise(x[None], level).x0[0], x_t[0])
     wanted = level.sigma**2 / level.alpha * slope
-    torch.testing.assert_close(
-        oracle.posterior(x_t, level).covariance, wanted, rtol=1e-8, atol=1e-8
-    )
+    torch.testing.assert_close(oracle.posterior(x_t, level).covariance, wanted, rtol=1e-8, atol=1e-8)
 
 
 def test_a_point_mass_is_always_that_point() -> None:
@@ -352,17 +337,13 @@ def test_a_point_mass_is_always_that_point() -> None:
         x_t = torch.randn(5, 3, 4, 4)
         x0, eps = oracle.denoise(x_t, level)
         torch.testing.assert_close(x0, point.expand(5, 3, 4, 4))
-        torch.testing.assert_close(
-            level.alpha * x0 + level.sigma * eps, x_t.to(F64), check_dtype=False
-        )
+        torch.testing.assert_close(level.alpha * x0 + level.sigma * eps, x_t.to(F64), check_dtype=False)
     assert torch.equal(oracle.sample(2), torch.stack([point, point]))
 
 
 def test_bad_covariances_are_named() -> None:
     means = torch.zeros(2, 3)
-    with pytest.raises(
-        ValueError, match=r"covariances of shape \(2, 2\): give \(3, 3\) or \(2, 3, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"covariances of shape \(2, 2\): give \(3, 3\) or \(2, 3, 3\)"):
         GaussianMixture(means, covariances=torch.eye(2))
     with pytest.raises(ValueError, match="not symmetric"):
         GaussianMixture(means, covariances=torch.ones(3, 3).triu())

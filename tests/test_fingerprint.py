@@ -47,12 +47,7 @@ def test_words_and_layout_do_not_count(tmp_path, old, new):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [
-        ("RATE = 2", "RATE = 3"),
-        ("RATE * x", "x * RATE"),
-        ("twice", "double"),
-        ("x: int", "x: float"),
-    ],
+    [("RATE = 2", "RATE = 3"), ("RATE * x", "x * RATE"), ("twice", "double"), ("x: int", "x: float")],
 )
 def test_code_counts(tmp_path, old, new):
     assert changed(tmp_path, old, new)

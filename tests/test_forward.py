@@ -260,9 +260,7 @@ def test_eps_is_rejected_at_pure_noise(name):
     with pytest.raises(ValueError, match=message) as error:
         md.from_target(x, x, schedule(1.0), "eps")
     assert "\n" not in str(error.value)
-    with pytest.raises(
-        ValueError, match=r"at t = 1:"
-    ):  # one bad sample is enough, and it is the one named
+    with pytest.raises(ValueError, match=r"at t = 1:"):  # one bad sample is enough, and it is the one named
         md.from_target(x, x, schedule(number([0.5, 1.0])), "eps")
     for target in ("x0", "v", "flow"):
         assert torch.isfinite(md.from_target(x, x, schedule(1.0), target).x0).all()
@@ -296,9 +294,7 @@ def exact_sigma(name: str, t: float) -> float:
             low, high, at = (1 / (1 + mpmath.exp(-x)) for x in (-3, 3, -3 + 6 * t))
             return float(mpmath.sqrt((at - low) / (high - low)))
         if name == "vp":
-            return float(
-                mpmath.sqrt(-mpmath.expm1(-(mpmath.mpf("0.1") * t + mpmath.mpf("19.9") * t**2 / 2)))
-            )
+            return float(mpmath.sqrt(-mpmath.expm1(-(mpmath.mpf("0.1") * t + mpmath.mpf("19.9") * t**2 / 2))))
         assert name == "linear"
         assert t < 0.00100001  # the first step: alpha² = (1 - beta_1)^(1000 t)
         return float(mpmath.sqrt(1 - (1 - mpmath.mpf(1e-4)) ** (1000 * t)))
@@ -324,9 +320,7 @@ def test_snr_and_its_logarithm():
     assert clean.snr == clean.log_snr == torch.inf
     assert noise.snr == 0
     assert noise.log_snr == -torch.inf
-    tiny = md.NoiseLevel(
-        number(1.0), number(1e-200), number(1.0)
-    )  # the ratio underflows when squared
+    tiny = md.NoiseLevel(number(1.0), number(1e-200), number(1.0))  # the ratio underflows when squared
     assert tiny.log_snr.item() == pytest.approx(-400 * 2.302585092994046)
 
 
@@ -338,8 +332,7 @@ def test_transition_std_between_very_close_levels(name):
     level_s, level_t = SCHEDULES[name](s), SCHEDULES[name](t)
     with mpmath.workdps(50):
         a_s, a_t, v_s, v_t = (
-            mpmath.mpf(part.item())
-            for part in (level_s.alpha, level_t.alpha, level_s.sigma, level_t.sigma)
+            mpmath.mpf(part.item()) for part in (level_s.alpha, level_t.alpha, level_s.sigma, level_t.sigma)
         )
         exact = float(mpmath.sqrt(v_t**2 - (a_t / a_s * v_s) ** 2))
     std = md.transition(torch.ones(1, dtype=torch.float64), level_s, level_t).std.item()

@@ -99,9 +99,7 @@ def test_one_condition_serves_all_samples():
         md.guide(Recorder(), condition(2), 2.0)(x(), LEVEL)
 
 
-@pytest.mark.parametrize(
-    "t,inside", [(0.1, False), (0.25, True), (0.5, True), (0.75, True), (0.9, False)]
-)
+@pytest.mark.parametrize("t,inside", [(0.1, False), (0.25, True), (0.5, True), (0.75, True), (0.9, False)])
 def test_guidance_acts_inside_its_interval(t, inside):
     """Outside, the condition is still followed, with scale 1 and one question."""
     c, recorder = condition(3), Recorder()
@@ -190,9 +188,7 @@ class Pictures:
 
     def __init__(self, n: int = 3):
         spread = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64).reshape(-1, 1, 1, 1)[:n]
-        noise = torch.randn(
-            3, n, 2, 4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64
-        )
+        noise = torch.randn(3, n, 2, 4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
         self.told, self.free, self.x_t = spread * noise[0] + 0.3, spread * noise[1], noise[2]
 
     def __call__(self, x_t, level, condition):
@@ -256,9 +252,7 @@ def test_rescaling_where_it_means_nothing():
 
 @pytest.mark.parametrize("rescale", [-0.1, 1.1, float("nan")])
 def test_a_rescale_that_is_no_share_is_named(rescale):
-    with pytest.raises(
-        ValueError, match=rf"^rescale = {rescale:g} is a share: give it in \[0, 1\]"
-    ):
+    with pytest.raises(ValueError, match=rf"^rescale = {rescale:g} is a share: give it in \[0, 1\]"):
         md.guide(Recorder(), condition(1), 3.0, rescale=rescale)
 
 
@@ -354,11 +348,9 @@ def test_gradient_guidance_goes_around_one_guidance_and_inside_clipping():
         return gaussian(0.0 if mean is None else mean, 0.5)(x_t, level)
 
     inner = md.guide(denoise, 1.0, 3.0)
-    found = md.clip(md.gradient_guide(inner, case.log_likelihood, 2.0))(x(), level)
+    found = md.clamp(md.gradient_guide(inner, case.log_likelihood, 2.0))(x(), level)
     with_grad = x().requires_grad_()
-    (slope,) = torch.autograd.grad(
-        case.log_likelihood(inner(with_grad, level).x0, level).sum(), with_grad
-    )
+    (slope,) = torch.autograd.grad(case.log_likelihood(inner(with_grad, level).x0, level).sum(), with_grad)
     wanted = inner(x(), level).x0 + 2 * level.sigma**2 / level.alpha * slope
     torch.testing.assert_close(found.x0, wanted.clamp(-1, 1))
     torch.testing.assert_close(level.alpha * found.x0 + level.sigma * found.eps, x())
@@ -400,9 +392,7 @@ def test_a_log_likelihood_without_a_slope_is_refused():
         (case.prior.denoise, lambda x0, level: (x0 > 0).double().sum(1), "has no slope in x_t"),
         (deaf, lambda x0, level: weight * x0.sum(1), "it, or the denoiser, is not differentiable"),
     ]:
-        with pytest.raises(
-            ValueError, match=f"^the log-likelihood {says}" if "has" in says else says
-        ):
+        with pytest.raises(ValueError, match=f"^the log-likelihood {says}" if "has" in says else says):
             md.gradient_guide(denoise, judge)(x(), LEVEL)
 
 
@@ -415,7 +405,7 @@ def test_clipping_derives_the_noise_again(t):
     level = md.Cosine()(torch.tensor(t, dtype=torch.float64))
     x_t = 5 * x(50)
     plain = gaussian(0.0, 3.0)(x_t, level)
-    found = md.clip(gaussian(0.0, 3.0))(x_t, level)
+    found = md.clamp(gaussian(0.0, 3.0))(x_t, level)
     assert torch.equal(found.x0, plain.x0.clamp(-1, 1))
     torch.testing.assert_close(level.alpha * found.x0 + level.sigma * found.eps, x_t)
     within = plain.x0.abs() <= 1
@@ -426,7 +416,7 @@ def test_clipping_derives_the_noise_again(t):
 
 def test_clipping_to_another_range_and_with_levels_per_sample():
     level = md.Cosine()(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
-    found = md.clip(gaussian(0.5, 3.0), 0.0, 1.0)(4 * x(), level)
+    found = md.clamp(gaussian(0.5, 3.0), 0.0, 1.0)(4 * x(), level)
     assert found.x0.min() >= 0
     assert found.x0.max() <= 1
     alpha, sigma = level.alpha[:, None], level.sigma[:, None]
@@ -436,7 +426,7 @@ def test_clipping_to_another_range_and_with_levels_per_sample():
 def test_clipping_changes_nothing_that_lies_inside():
     levels, x_t = md.Cosine().levels(20), x()
     plain = md.sample(md.ddim(two_peaks(0.05), x_t, levels))
-    wide = md.sample(md.ddim(md.clip(two_peaks(0.05), -9, 9), x_t, levels))
+    wide = md.sample(md.ddim(md.clamp(two_peaks(0.05), -9, 9), x_t, levels))
     torch.testing.assert_close(plain, wide, rtol=1e-9, atol=1e-9)
 
 
@@ -447,7 +437,7 @@ def test_a_clipped_and_guided_run_stays_in_range(sampler):
     def denoise(x_t, level, mean):
         return gaussian(0.0 if mean is None else mean, 0.3)(x_t, level)
 
-    guided = md.clip(md.guide(denoise, 0.8, 10.0))  # type: ignore[arg-type]
+    guided = md.clamp(md.guide(denoise, 0.8, 10.0))  # type: ignore[arg-type]
     found = md.sample(sampler(guided, x(50), md.Cosine().levels(25)))
     assert found.min() > 0.9
     assert found.max() <= 1 + 1e-9
@@ -457,9 +447,7 @@ def test_dynamic_thresholding_is_imagens():
     """Saharia et al. 2022, appendix A.1, in NumPy; and x_t is still the mixture of the two answers."""
     level = md.Cosine()(0.6)
     x_t = 2 * torch.randn(3, 1, 8, 8, dtype=torch.float64)
-    x0 = torch.randn(3, 1, 8, 8, dtype=torch.float64) * torch.tensor([0.1, 1.0, 3.0]).reshape(
-        3, 1, 1, 1
-    )
+    x0 = torch.randn(3, 1, 8, 8, dtype=torch.float64) * torch.tensor([0.1, 1.0, 3.0]).reshape(3, 1, 1, 1)
     result = md.threshold(lambda *_: md.Prediction(x0, x0), 0.9)(x_t, level)
     for ours, plain in zip(result.x0, x0, strict=True):
         s = max(1.0, np.quantile(plain.abs().numpy(), 0.9))

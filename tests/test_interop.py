@@ -75,9 +75,7 @@ def test_karras_keeps_its_levels():
 
 
 def test_what_diffusers_has_no_name_for_is_refused():
-    with pytest.raises(
-        ValueError, match=r"target 'flow' with Cosine.*: their chains know eps, x0, v"
-    ):
+    with pytest.raises(ValueError, match=r"target 'flow' with Cosine.*: their chains know eps, x0, v"):
         md.Cosine().to_diffusers("flow")
     with pytest.raises(ValueError, match=r"target 'v' with Karras.*: their scheduler means 'edm'"):
         md.Karras().to_diffusers("v")
@@ -85,9 +83,7 @@ def test_what_diffusers_has_no_name_for_is_refused():
         md.Shifted(md.Karras(), 2.0).to_diffusers("eps")
     twice = md.Shifted(md.Shifted(md.Flow(), 2.0), 3.0)
     assert twice.to_diffusers("flow").config.shift == 6
-    with pytest.raises(
-        ValueError, match=r"target 'x0' with Flow\(\): their scheduler means 'flow'"
-    ):
+    with pytest.raises(ValueError, match=r"target 'x0' with Flow\(\): their scheduler means 'flow'"):
         md.Flow().to_diffusers("x0")
 
 
@@ -155,10 +151,7 @@ def test_one_of_their_networks_learns_here(unet):
     net = UNet2DModel.from_config(unet.config)
     model = from_diffusers(net, DDPMScheduler(prediction_type="v_prediction"))
     assert model.shape == (2, 8, 8)
-    pictures = (
-        torch.rand(16, 1, 1, 1, generator=torch.Generator().manual_seed(0)).expand(16, 2, 8, 8)
-        - 0.5
-    )
+    pictures = torch.rand(16, 1, 1, 1, generator=torch.Generator().manual_seed(0)).expand(16, 2, 8, 8) - 0.5
     before = md.doctor(model, pictures)
     losses = [step.loss for step in md.train(model, [pictures], 150, lr=2e-3, ema_decay=0.9)]
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
@@ -173,9 +166,7 @@ def test_a_fine_tuned_network_is_saved_and_loaded(unet, tmp_path):
     x_t, level = start(), model.schedule(0.4)
     with torch.no_grad():
         torch.testing.assert_close(again.denoise(x_t, level).x0, model.denoise(x_t, level).x0)
-    with pytest.raises(
-        ValueError, match="holds a DiffusersModel: load it with DiffusersModel.from_"
-    ):
+    with pytest.raises(ValueError, match="holds a DiffusersModel: load it with DiffusersModel.from_"):
         md.Diffusion.from_pretrained(tmp_path, net=unet)
     with pytest.raises(ValueError, match=r"saved with a network of your own, .*UNet2DModel: give"):
         DiffusersModel.from_pretrained(tmp_path)
@@ -190,9 +181,7 @@ def test_class_labels_train_a_network_of_theirs():
     )  # fmt: skip
     model = from_diffusers(net, DDPMScheduler())
     batches = [(torch.rand(4, 1, 8, 8) - 0.5, torch.tensor([0, 1, 2, 2]))]
-    with pytest.raises(
-        ValueError, match=r"of type Tensor cannot be withheld: .*condition_dropout=0"
-    ):
+    with pytest.raises(ValueError, match=r"of type Tensor cannot be withheld: .*condition_dropout=0"):
         next(md.train(model, batches, 1))
     table = net.class_embedding.weight
     before = table.detach().clone()
@@ -208,9 +197,7 @@ def test_class_labels_train_a_network_of_theirs():
 def test_a_schedule_survives_the_round_trip(name, unet):
     back = from_diffusers(unet, SCHEDULES[name].to_diffusers("v"))
     t = torch.linspace(0, 0.998, 499, dtype=torch.float64)
-    torch.testing.assert_close(
-        back.schedule(t).alpha, SCHEDULES[name](t).alpha, rtol=1e-3, atol=1e-5
-    )
+    torch.testing.assert_close(back.schedule(t).alpha, SCHEDULES[name](t).alpha, rtol=1e-3, atol=1e-5)
     assert back.target == "v"
 
 
@@ -220,9 +207,7 @@ def test_a_schedule_survives_the_round_trip(name, unet):
 def test_our_ddim_walks_as_theirs(n, prediction, unet):
     """Their scheduler drives the network in the way their pipelines do. They find the next timestep by
     subtracting 1000 // n, so only where n divides 1000 do they walk along their own timesteps."""
-    scheduler = DDIMScheduler(
-        clip_sample=False, prediction_type=prediction, timestep_spacing="trailing"
-    )
+    scheduler = DDIMScheduler(clip_sample=False, prediction_type=prediction, timestep_spacing="trailing")
     scheduler.set_timesteps(n)
     model = from_diffusers(unet, scheduler)
     levels = model.schedule.levels(n, "trailing")
@@ -243,9 +228,7 @@ def test_our_dpmpp_walks_as_theirs(n, unet):
     levels = model.schedule.levels(n, "trailing")
     scheduler.set_timesteps(timesteps=[round(level.t.item() * 1000) - 1 for level in levels[:-1]])
     theirs = start()
-    for t, state in zip(
-        scheduler.timesteps, md.dpmpp_2m(model.denoise, start(), levels), strict=True
-    ):
+    for t, state in zip(scheduler.timesteps, md.dpmpp_2m(model.denoise, start(), levels), strict=True):
         theirs = scheduler.step(unet(theirs, t).sample, t, theirs).prev_sample
         torch.testing.assert_close(state.x.float(), theirs, rtol=2e-3, atol=2e-3)
 
@@ -312,9 +295,7 @@ def test_a_text_model_with_our_guidance():
     tokens, empty = torch.randn(2, 1, 5, 16)
     level, x_t = model.schedule(0.7), start(4).double()
     plain, other = (model.denoise(x_t, level, c.expand(3, -1, -1)) for c in (tokens, empty))
-    guided = md.guide(
-        model.denoise, tokens.expand(3, -1, -1), scale=2.5, negative=empty.expand(3, -1, -1)
-    )
+    guided = md.guide(model.denoise, tokens.expand(3, -1, -1), scale=2.5, negative=empty.expand(3, -1, -1))
     torch.testing.assert_close(
         guided(x_t, level).eps, other.eps + 2.5 * (plain.eps - other.eps), rtol=1e-5, atol=1e-5
     )

@@ -46,13 +46,9 @@ def test_every_term_of_a_gaussian_is_its_closed_form(schedule, n, four_corners):
     }
     torch.testing.assert_close(bound.prior.mean(), closed["prior"], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(bound.steps.mean(0), closed["steps"], rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(
-        bound.reconstruction.mean(), closed["reconstruction"], rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(bound.reconstruction.mean(), closed["reconstruction"], rtol=1e-9, atol=1e-9)
     in_bits = bits_per_dim(bound.total.mean(), four_corners).item()
-    assert in_bits == pytest.approx(
-        sum(v.sum().item() for v in closed.values()) / math.log(2), abs=1e-9
-    )
+    assert in_bits == pytest.approx(sum(v.sum().item() for v in closed.values()) / math.log(2), abs=1e-9)
 
 
 def test_the_bound_closes_with_the_number_of_steps(four_corners):
@@ -93,9 +89,7 @@ def test_drawn_noise_gives_the_same_on_average():
 @pytest.mark.parametrize("std", [0.001, 0.05, 2.0])
 def test_the_masses_of_the_bins_add_up_to_one(mean, std):
     x0 = torch.linspace(-1, 1, 256, dtype=F64)
-    log_p = likelihood._log_bin(
-        x0, torch.tensor(mean, dtype=F64), torch.tensor(std, dtype=F64), 256
-    )
+    log_p = likelihood._log_bin(x0, torch.tensor(mean, dtype=F64), torch.tensor(std, dtype=F64), 256)
     assert log_p.isfinite().all()
     assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-9)
     cdf = scipy.stats.norm(mean, std).cdf
@@ -110,12 +104,8 @@ def test_data_that_is_known_costs_nothing_and_unknown_data_8_bits():
     bound = variational_bound(knows, x0, levels, bins=256)
     assert bound.steps.abs().max() < 1e-12
     told = bits_per_dim(bound.reconstruction, x0)
-    width = (
-        2 / 255 / (levels[-2].sigma / levels[-2].alpha).item()
-    )  # of a bin, in standard deviations
-    assert told.mean().item() == pytest.approx(
-        -math.log2(math.erf(width / 2 / math.sqrt(2))), rel=0.01
-    )
+    width = 2 / 255 / (levels[-2].sigma / levels[-2].alpha).item()  # of a bin, in standard deviations
+    assert told.mean().item() == pytest.approx(-math.log2(math.erf(width / 2 / math.sqrt(2))), rel=0.01)
     assert bits_per_dim(torch.tensor(64 * math.log(256.0)), x0).item() == pytest.approx(8)
 
 

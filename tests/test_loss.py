@@ -100,9 +100,7 @@ def weights(schedule: md.Schedule, target: str, weighting: object) -> tuple[Tens
         model = Guess(schedule, target, guess=torch.zeros_like, offset=1.0)
         found.append(md.loss(model, x0, weighting=weighting, generator=generator(seed)))  # type: ignore[arg-type]
         levels.append(model.level)
-    return torch.stack(found), md.NoiseLevel(
-        *(torch.cat(part) for part in zip(*levels, strict=True))
-    )
+    return torch.stack(found), md.NoiseLevel(*(torch.cat(part) for part in zip(*levels, strict=True)))
 
 
 @pytest.mark.parametrize("name", VARIANCE_PRESERVING)
@@ -139,9 +137,7 @@ def test_plain_errors_of_eps_and_v_are_weighted_errors_of_x0(name, target, weigh
 
 def test_snr_plus_one_is_capped():
     found, level = weights(md.Cosine(), "x0", "snr_plus_one")
-    torch.testing.assert_close(
-        found.double(), (1 / level.sigma**2).clamp(max=50), rtol=1e-4, atol=0
-    )
+    torch.testing.assert_close(found.double(), (1 / level.sigma**2).clamp(max=50), rtol=1e-4, atol=0)
 
 
 def test_unknown_weighting_is_named():

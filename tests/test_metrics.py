@@ -153,9 +153,7 @@ def test_kernel_distance_has_no_bias_where_frechet_has() -> None:
 
 
 def test_any_network_can_judge() -> None:
-    judge = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.Dropout(0.9), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
+    judge = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.9), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     judge.train()
     x, y = torch.rand(50, 3, 8, 8) * 2 - 1, torch.rand(60, 3, 8, 8) * 2 - 1
     state = torch.get_rng_state()

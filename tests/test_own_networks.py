@@ -148,9 +148,7 @@ def test_it_is_pushed_to_the_hub_as_it_is_saved(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     model = md.Diffusion(NETWORKS["MLP"](), md.Cosine(), "v")
-    assert (
-        model.push_to_hub("me/mine", private=True, token="secret", revision="dev") == "the commit"
-    )
+    assert model.push_to_hub("me/mine", private=True, token="secret", revision="dev") == "the commit"
     assert calls["token"] == "secret"
     assert calls["create"] == {"repo_id": "me/mine", "private": True, "exist_ok": True}
     assert calls["upload"]["files"] == ["config.json", "model.safetensors"]
@@ -197,15 +195,11 @@ def test_a_batch_of_another_form_is_refused_in_one_line(batch, message):
 
 def test_labels_without_an_encoder_are_refused():
     model = md.Diffusion(NETWORKS["MLP"](None), md.Cosine())
-    with pytest.raises(
-        ValueError, match=r"no encoder, so it cannot follow \[0, 1\]: give Diffusion"
-    ):
+    with pytest.raises(ValueError, match=r"no encoder, so it cannot follow \[0, 1\]: give Diffusion"):
         next(md.train(model, [(torch.zeros(2, 3), [0, 1])], 1))
     with pytest.raises(ValueError, match=r"no encoder, so it cannot follow \['a cat'\]"):
         model.encode(["a cat"])
-    with pytest.raises(
-        ValueError, match=r"condition = \['a cat'\] is not encoded: give model.encode"
-    ):
+    with pytest.raises(ValueError, match=r"condition = \['a cat'\] is not encoded: give model.encode"):
         model.denoise(torch.zeros(1, 3), md.Cosine()(0.5), ["a cat"])
     with pytest.raises(ValueError, match=r"encoder = dict: give a torch module with ids"):
         md.Diffusion(NETWORKS["MLP"](), md.Cosine(), "v", {})

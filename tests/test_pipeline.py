@@ -7,9 +7,7 @@ import pytest
 import torch
 
 import minidiff as md
-from minidiff.data import AttributeReader
-from minidiff.data.critters import Critter
-from minidiff.evaluation import accuracy, evaluate_critters, reader_accuracy
+from minidiff.critters import AttributeReader, Critter, accuracy, evaluate, reader_accuracy
 from minidiff.files import SHIPPED
 from minidiff.metrics import Interval
 
@@ -20,9 +18,7 @@ def pipe() -> md.TextToImage:
 
 
 def tiny(target: str = "x0", text: bool = True) -> md.Diffusion:
-    encoder = (
-        md.TextEncoder.from_captions(["a cat in a top hat"], dim=32, layers=1) if text else None
-    )
+    encoder = md.TextEncoder.from_captions(["a cat in a top hat"], dim=32, layers=1) if text else None
     net = md.UNet(width=32, multipliers=(1,), attention=(0,), condition_dim=32 if text else None)
     return md.Diffusion(net, md.Cosine(), target, encoder, shape=(3, 16, 16))
 
@@ -91,9 +87,7 @@ def test_unknown_words_are_named(pipe):
 
 
 def test_every_sampler_runs_and_negative_prompts_change_the_picture(pipe):
-    plain = {
-        name: pipe("a bear in a cap", steps=4, seed=2, sampler=name).tensors for name in SAMPLERS
-    }
+    plain = {name: pipe("a bear in a cap", steps=4, seed=2, sampler=name).tensors for name in SAMPLERS}
     assert all(x.isfinite().all() for x in plain.values())
     away = pipe("a bear in a cap", steps=4, seed=2, negative="a green background").tensors
     assert (away - plain["dpmpp_2m"]).abs().mean() > 1e-3
@@ -105,9 +99,9 @@ def by_hand(pipe, prompt: str | None, seed: int, steps: int, **guidance) -> torc
     levels = model.schedule.levels(steps)
     with torch.no_grad():
         if prompt is None:
-            denoise = md.clip(model.denoise)
+            denoise = md.clamp(model.denoise)
         else:
-            denoise = md.clip(md.guide(model.denoise, model.encode([prompt]), **guidance))
+            denoise = md.clamp(md.guide(model.denoise, model.encode([prompt]), **guidance))
         x = md.noise((1, *model.shape), levels[0], generator=generator)
         return md.sample(md.dpmpp_2m(denoise, x, levels)).float().clamp(-1, 1)
 
@@ -132,9 +126,7 @@ def test_the_pipeline_is_its_parts(pipe):
 @pytest.mark.parametrize("prompt", ["", "  ", "кот в шляпе", "🐱🎩", "q" * 10_000])
 def test_a_prompt_that_says_nothing_draws_anything(pipe, prompt):
     """And one line says so, at the line of the caller."""
-    with pytest.warns(
-        UserWarning, match="^nothing to follow in .*: drawn without a prompt$"
-    ) as said:
+    with pytest.warns(UserWarning, match="^nothing to follow in .*: drawn without a prompt$") as said:
         found = pipe(prompt, seed=6, steps=2).tensors
     said = [w for w in said if str(w.message).startswith("nothing")]
     assert len(said) == 1
@@ -244,21 +236,21 @@ def test_the_reader_reads_fresh_renders():
 def test_the_reader_can_say_no():
     """A score that could not fail would prove nothing: wrong labels must read as wrong."""
     reader = AttributeReader.from_pretrained()
-    rendering = md.data.Critters(128, split="all", seed=78).render(workers=1)
+    rendering = md.critters.Critters(128, split="all", seed=78).render(workers=1)
     x = rendering.images.float() / 127.5 - 1
-    wrong = [rendering.critters[(i + 1) % 128] for i in range(128)]
+    wrong = [rendering.scenes[(i + 1) % 128] for i in range(128)]
     assert accuracy(reader, x, wrong).value < 0.15
-    assert accuracy(reader, torch.randn_like(x), rendering.critters).value < 0.2
+    assert accuracy(reader, torch.randn_like(x), rendering.scenes).value < 0.2
 
 
 @pytest.mark.filterwarnings("ignore:a Fréchet distance of 40 samples")
 def test_evaluation_scores_every_split(pipe):
-    scores = evaluate_critters(pipe, prompts=40, steps=4)
+    scores = evaluate(pipe, prompts=40, steps=4)
     assert {"seen: animal and hat", "held-out: animal and hat"} <= set(scores)
     for name, score in scores.items():
         assert score.low <= score.value <= score.high, name
     assert scores["seen: animal and hat"].n == 40
-    untrained = evaluate_critters(md.TextToImage(untrained_critters(pipe)), prompts=16, steps=2)
+    untrained = evaluate(md.TextToImage(untrained_critters(pipe)), prompts=16, steps=2)
     assert untrained["seen: animal and hat"].value < 0.3
 
 
@@ -269,4 +261,4 @@ def untrained_critters(pipe: md.TextToImage) -> md.Diffusion:
 
 def test_evaluation_refuses_a_model_of_something_else():
     with pytest.raises(ValueError, match="not a critters model"):
-        evaluate_critters(md.TextToImage(tiny()), prompts=2)
+        evaluate(md.TextToImage(tiny()), prompts=2)

@@ -24,26 +24,6 @@ def picture(figure: plots.Figure) -> np.ndarray:
     return np.asarray(Image.open(file).convert("RGB"))
 
 
-def test_grid_is_pixel_for_pixel() -> None:
-    x = torch.tensor([-1.0, 0.0, 1.0, 7.0]).reshape(4, 1, 1, 1).expand(4, 3, 2, 5)
-    seen = np.asarray(plots.grid(x, ncols=2, padding=1))
-    assert seen.shape == (2 * 2 + 1, 2 * 5 + 1, 3)
-    assert [seen[0, 0, 0], seen[0, 6, 0], seen[3, 0, 0], seen[3, 6, 0]] == [0, 128, 255, 255]
-    assert (seen[2] == 255).all()
-    assert (seen[:, 5] == 255).all()
-    one = plots.grid(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), scale=3)
-    assert one.size == (12, 12)
-    assert one.getpixel((11, 11)) == (0, 0, 0)
-
-
-def test_save_grid_leaves_one_file(tmp_path: Path) -> None:
-    x = torch.rand(3, 3, 8, 8) * 2 - 1
-    plots.save_grid(x, tmp_path / "a.png")
-    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
-    saved = np.asarray(Image.open(tmp_path / "a.png"))
-    assert (saved == np.asarray(plots.grid(x))).all()
-
-
 def test_gif_has_all_frames(tmp_path: Path) -> None:
     frames = [torch.full((2, 3, 8, 8), value) for value in (-1.0, 0.0, 1.0)]
     content = plots.gif(frames, tmp_path / "a.gif", duration=0.1, hold=2)
@@ -95,10 +75,7 @@ def test_filmstrip_has_steps_as_columns() -> None:
 
 def test_states_in_the_plane_and_on_the_line() -> None:
     levels = Cosine().levels(6)
-    for dim, oracle in (
-        (2, ring_of_gaussians()),
-        (1, GaussianMixture(torch.tensor([[-1.0], [1.0]]))),
-    ):
+    for dim, oracle in ((2, ring_of_gaussians()), (1, GaussianMixture(torch.tensor([[-1.0], [1.0]])))):
         x = noise((30, dim), levels[0])
         states = list(ddim(oracle.denoise, x, levels))
         figure = plots.trajectories(states, start=State(x, x, levels[0]), count=20)

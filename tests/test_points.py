@@ -35,9 +35,7 @@ def test_checkerboard_has_black_squares_only() -> None:
 
 def test_ring_has_unit_variance_and_the_asked_modes() -> None:
     ring = points.ring_of_gaussians(modes=5, std=0.3)
-    torch.testing.assert_close(
-        ring.covariance, torch.eye(2, dtype=torch.float64), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(ring.covariance, torch.eye(2, dtype=torch.float64), atol=1e-6, rtol=0)
     assert len(ring.means) == 5
     with pytest.raises(ValueError, match="modes = 0"):
         points.ring_of_gaussians(0)

@@ -1,10 +1,7 @@
 """Recipes: data from files, training runs that can be stopped and gone on with."""
 
 import csv
-import gzip
-import json
 import signal
-import struct
 from pathlib import Path
 
 import pytest
@@ -13,30 +10,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import minidiff as md
+from minidiff import fit as fitting
 from minidiff import recipes
-from minidiff.data import Batches, fashion
+from minidiff.data import Batches
+from minidiff.evaluation import evaluate_images
 from minidiff.state import LossLog, saved_steps
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Six captioned pictures, one broken, one missing."""
-    path = tmp_path / "pictures"
-    path.mkdir()
-    lines = []
-    for i, color in enumerate(["red", "green", "blue", "red", "green", "blue"]):
-        Image.new("RGB", (40 + i, 30), color).save(path / f"{i}.png")
-        lines.append({"file_name": f"{i}.png", "text": f"a {color} square"})
-    (path / "broken.png").write_bytes(b"not a picture")
-    lines += [{"file_name": n, "text": "nothing"} for n in ("broken.png", "missing.png")]
-    (path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 def tiny_recipe(folder: Path) -> recipes.Recipe:
     torch.manual_seed(0)
-    recipe = recipes.folder_recipe(folder, size=16)
-    text = recipe.model.text
+    recipe = recipes.get_recipe(folder, size=16)
+    text = recipe.model.encoder
     recipe.model = md.Diffusion(
         md.UNet(width=32, multipliers=(1,), attention=(0,), patch=2, condition_dim=text.dim),
         md.Cosine(), "x0", text, shape=(3, 16, 16),
@@ -44,95 +28,6 @@ def tiny_recipe(folder: Path) -> recipes.Recipe:
     recipe.steps = 6
     recipe.prompts = ["a red square"]
     return recipe
-
-
-def test_folder_names_what_it_skips_and_keeps_the_rest(folder):
-    data = md.data.captioned_folder(folder, size=16)
-    assert data.images.shape == (6, 3, 16, 16)
-    assert data.captions[0] == "a red square"
-    assert data.images[0].float().mean((1, 2)).tolist() == [255, 0, 0]
-    assert [name for name, _ in data.skipped] == ["broken.png", "missing.png"]
-    assert recipes.folder_recipe(folder, 16).notes[0].startswith("skipped broken.png: ")
-
-
-def test_folder_reads_csv_like_jsonl(folder):
-    jsonl = md.data.captioned_folder(folder, 16)
-    (folder / "metadata.jsonl").unlink()
-    rows = "".join(f'{i}.png,"{text}"\n' for i, text in enumerate(jsonl.captions))
-    (folder / "metadata.csv").write_text("file_name,text\n" + rows)
-    from_csv = md.data.captioned_folder(folder, 16)
-    assert from_csv.captions == jsonl.captions
-    assert torch.equal(from_csv.images, jsonl.images)
-
-
-def test_folder_errors_say_what_to_do(tmp_path, folder):
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        md.data.captioned_folder(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"metadata\.jsonl or metadata\.csv"):
-        md.data.captioned_folder(tmp_path / "empty")
-    (folder / "metadata.jsonl").write_text('{"file_name": "0.png"}\n')
-    with pytest.raises(ValueError, match="line 1: needs file_name and text"):
-        md.data.captioned_folder(folder)
-    (folder / "metadata.jsonl").write_text('{"file_name": "broken.png", "text": "x"}\n')
-    with pytest.raises(ValueError, match="not one of 1 pictures"):
-        md.data.captioned_folder(folder)
-    with pytest.raises(ValueError, match="size = 50: use a multiple of 16"):
-        recipes.folder_recipe(folder, 50)
-
-
-def write_idx(path: Path, shape: tuple[int, ...], values: bytes, zipped: bool) -> None:
-    content = b"\0\0\x08" + bytes([len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + values
-    if zipped:
-        path.with_name(path.name + ".gz").write_bytes(gzip.compress(content))
-    else:
-        path.write_bytes(content)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
-def test_fashion_mnist_is_read_from_a_local_copy(tmp_path, zipped, below):
-    place = tmp_path / below
-    place.mkdir(parents=True, exist_ok=True)
-    pixels = torch.randint(256, (10, 28, 28), dtype=torch.uint8)
-    write_idx(place / "train-images-idx3-ubyte", (10, 28, 28), pixels.numpy().tobytes(), zipped)
-    write_idx(place / "train-labels-idx1-ubyte", (10,), bytes(range(10)), zipped)
-    data = md.data.fashion_mnist(tmp_path)
-    assert data.captions == list(fashion.CAPTIONS)
-    assert torch.equal(data.images[:, 0, 2:30, 2:30], pixels)
-    assert data.images.shape == (10, 1, 32, 32)
-    assert data.images.sum() == pixels.sum()  # the margin is black
-
-
-def test_fashion_mnist_without_a_copy_says_what_to_do(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="no Fashion-MNIST in"):
-        md.data.fashion_mnist(tmp_path)
-
-    def offline(*args: object, **options: object) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(fashion, "DEBIAN", tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(fashion, "FashionMNIST", offline)
-    with pytest.raises(FileNotFoundError, match="--data-root") as error:
-        md.data.fashion_mnist()
-    assert "\n" not in str(error.value)
-
-
-def test_fashion_mnist_damaged_file_is_named(tmp_path):
-    write_idx(tmp_path / "train-images-idx3-ubyte", (10, 28, 28), b"short", False)
-    write_idx(tmp_path / "train-labels-idx1-ubyte", (10,), bytes(10), False)
-    with pytest.raises(ValueError, match="train-images-idx3-ubyte is damaged"):
-        md.data.fashion_mnist(tmp_path)
-
-
-@pytest.mark.skipif(
-    not fashion.DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not here"
-)
-def test_fashion_mnist_of_debian_holds_all_pictures():
-    data = md.data.fashion_mnist()
-    assert data.images.shape == (60_000, 1, 32, 32)
-    assert {data.captions.count(caption) for caption in fashion.CAPTIONS} == {6000}
 
 
 def test_batches_show_every_image_once_an_epoch_and_can_start_anywhere():
@@ -154,28 +49,25 @@ def test_batches_show_every_image_once_an_epoch_and_can_start_anywhere():
 
 def test_fit_writes_a_model_samples_and_a_state(folder, tmp_path):
     out = tmp_path / "run"
-    steps = list(recipes.fit(tiny_recipe(folder), out, sample_every=3, save_every=2))
+    steps = list(fitting.fit(tiny_recipe(folder), out, sample_every=3, save_every=2))
     assert [step.index for step in steps] == list(range(6))
     assert saved_steps(out) == 6
-    assert sorted(p.name for p in (out / "samples").iterdir()) == [
-        "step_000003.png",
-        "step_000006.png",
-    ]
+    assert sorted(p.name for p in (out / "samples").iterdir()) == ["step_000003.png", "step_000006.png"]
     pipe = md.TextToImage.from_pretrained(out)
     assert pipe("a red square", steps=2).images[0].size == (16, 16)
     assert not list(out.rglob(".*"))  # nothing half-written is left
     with pytest.raises(FileExistsError, match="--resume"):
-        next(recipes.fit(tiny_recipe(folder), out))
+        next(fitting.fit(tiny_recipe(folder), out))
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(folder, tmp_path):
-    for _ in recipes.fit(tiny_recipe(folder), tmp_path / "whole"):
+    for _ in fitting.fit(tiny_recipe(folder), tmp_path / "whole"):
         pass
     done: list[int] = []
-    fitting = recipes.fit(tiny_recipe(folder), tmp_path / "parts")
+    steps = fitting.fit(tiny_recipe(folder), tmp_path / "parts")
 
     def follow() -> None:
-        for step in fitting:
+        for step in steps:
             done.append(step.index)
             if step.index == 2:
                 signal.raise_signal(signal.SIGINT)  # what Ctrl-C does
@@ -184,7 +76,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(folder, tmp_path):
         follow()
     assert done == [0, 1, 2]
     assert saved_steps(tmp_path / "parts") == 4  # the step in progress was finished and saved
-    for step in recipes.fit(tiny_recipe(folder), tmp_path / "parts", resume=True):
+    for step in fitting.fit(tiny_recipe(folder), tmp_path / "parts", resume=True):
         done.append(step.index)
     assert done == [0, 1, 2, 4, 5]
     whole, parts = (load_file(tmp_path / n / "training.safetensors") for n in ("whole", "parts"))
@@ -199,7 +91,7 @@ def test_the_log_has_every_tenth_step_once_however_often_the_run_stopped(folder,
         recipe.steps = steps
         seen = {
             step.index + 1: (step.loss, step.lr)
-            for step in recipes.fit(recipe, tmp_path, resume=start > 0, save_every=4)
+            for step in fitting.fit(recipe, tmp_path, resume=start > 0, save_every=4)
         }
         with (tmp_path / "loss.csv").open(newline="") as file:
             log = list(csv.DictReader(file))
@@ -224,36 +116,112 @@ def test_the_log_has_every_tenth_step_once_however_often_the_run_stopped(folder,
 
 def test_resume_without_a_state_says_so(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        next(recipes.fit(tiny_recipe(folder), tmp_path / "new", resume=True))
+        next(fitting.fit(tiny_recipe(folder), tmp_path / "new", resume=True))
 
 
 def test_another_network_does_not_resume_a_run(folder, tmp_path):
-    for _ in recipes.fit(tiny_recipe(folder), tmp_path):
+    for _ in fitting.fit(tiny_recipe(folder), tmp_path):
         pass
     other = tiny_recipe(folder)
     other.steps, net = 8, other.model.net
-    other.model.net = type(net)(
-        **net.config | {"places": True}
-    )  # the same weights, another network
-    with pytest.raises(
-        ValueError, match="a run with places = False, not True: resume it with that"
-    ):
-        next(recipes.fit(other, tmp_path, resume=True))
-    other.model.net = md.DiT(3, 64, 1, condition_dim=other.model.text.dim)
+    other.model.net = type(net)(**net.config | {"positions": True})  # the same weights, another network
+    with pytest.raises(ValueError, match="a run with positions = False, not True: resume it with that"):
+        next(fitting.fit(other, tmp_path, resume=True))
+    other.model.net = md.DiT(3, 64, 1, condition_dim=other.model.encoder.dim)
     with pytest.raises(ValueError, match="another kind of network, not of a DiT"):
-        next(recipes.fit(other, tmp_path, resume=True))
+        next(fitting.fit(other, tmp_path, resume=True))
 
 
 def test_critters_recipe_never_shows_a_held_out_pair():
     """Captions and pictures of the training stream itself, as the recipe feeds it."""
-    recipe = recipes.critters_recipe(images=512, size=32)
-    stream = iter(Batches(recipe.images, recipe.caption, recipe.batch_size))
-    data = md.data.Critters(512, 32)
-    assert recipe.images.shape == (512, 3, 32, 32)
+    source = recipes.get_recipe("critters", images=512, size=32).source
+    stream = iter(Batches(source.images, source.caption, 128))
+    data = md.critters.Critters(512, 32)
+    assert source.images.shape == (512, 3, 32, 32)
     for index in range(512):
-        critter = data.critter(index)
-        assert (critter.animal, critter.hat) not in md.data.critters.HELD_OUT
+        critter = data.scene(index)
+        assert (critter.animal, critter.hat) not in md.critters.HELD_OUT
     for _ in range(8):
         for text in next(stream)[1]:
-            for animal, hat in md.data.critters.HELD_OUT:
+            for animal, hat in md.critters.HELD_OUT:
                 assert not (animal in text.split() and hat in text), text
+
+
+def test_nothing_is_drawn_or_built_before_it_is_asked_for(monkeypatch, tmp_path):
+    def never(*args, **options):
+        raise AssertionError("drawn")
+
+    for name in ("Critters", "captioned_folder", "fashion_mnist", "UNet"):
+        monkeypatch.setattr(recipes, name, never)
+    for name in (*recipes.RECIPES, tmp_path):
+        recipe = recipes.get_recipe(name)
+        with pytest.raises(AssertionError, match="drawn"):
+            recipe.source  # noqa: B018
+
+
+def test_a_recipe_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"no recipe and no folder 'cats': use critters, .* or a folder"):
+        recipes.get_recipe("cats")
+    for name in ("critters", "critters-duo"):
+        with pytest.raises(ValueError, match="size = 50: use a multiple of 16"):
+            recipes.get_recipe(name, size=50)
+
+
+@pytest.mark.parametrize("size,patch", [(16, 1), (32, 2), (48, 1), (64, 4), (128, 4)])
+def test_the_width_of_the_network_and_its_patches(size, patch):
+    text = md.TextEncoder.from_captions(["a cat"], dim=32, layers=1)
+    options = recipes.Options(size=size, width=32)
+    model = recipes.text_to_image(text, (3, size, size), options)
+    assert (model.net.config["width"], model.net.patch) == (32, patch)
+
+
+# --- evaluation ------------------------------------------------------------------------------------
+
+
+def test_every_tenth_picture_of_a_large_folder_is_held_back(tmp_path):
+    for i in range(400):
+        Image.new("RGB", (16, 16), (i % 256, i // 256, 0)).save(tmp_path / f"{i:03}.png")
+        (tmp_path / f"{i:03}.txt").write_text(f"number {i}")
+    source = recipes.get_recipe(tmp_path, size=16).source
+    images, captions = source.held_back
+    assert captions == [f"number {i}" for i in range(9, 400, 10)]
+    assert not set(captions) & set(source.caption)
+    assert len(source.images) == len(source.caption) == 360
+    for image, caption in zip(images, captions, strict=True):
+        number = int(caption.split()[1])
+        assert image[:, 8, 8].tolist() == [number % 256, number // 256, 0]
+    assert source.notes[-1] == "40 of 400 pictures are held back, for evaluation"
+
+
+def test_a_test_split_is_held_back_and_a_small_folder_is_not(folder, tmp_path):
+    assert recipes.get_recipe(folder, size=16).source.held_back is None
+    pipe = md.TextToImage(tiny_recipe(folder).model)
+    with pytest.raises(ValueError, match="nothing is held back of 6 pictures: put some into test/"):
+        recipes.score_held_back(pipe, recipes.get_recipe(folder, size=16))
+    for split in ("train", "test"):
+        (tmp_path / "split" / split).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "split" / split / "a.png")
+        (tmp_path / "split" / split / "a.txt").write_text(split)
+    source = recipes.get_recipe(tmp_path / "split", size=16).source
+    assert source.caption == ["train"]
+    assert source.held_back[1] == ["test"]
+
+
+@pytest.mark.filterwarnings("ignore:a Fréchet distance of 44 samples")
+def test_scores_of_any_pictures_have_their_floor_and_their_n(folder):
+    """A model that knows nothing is far from the floor, in error and in distance."""
+    torch.manual_seed(0)
+    images = torch.randint(64, (48, 3, 16, 16), dtype=torch.uint8)
+    captions = ["a red square", "a green square"] * 24
+    model = tiny_recipe(folder).model
+    scores = evaluate_images(md.TextToImage(model), images, captions, prompts=44, steps=2)
+    error = {name: scores[f"squared error of x0, {name}"] for name in ("model", "trivial", "floor")}
+    assert error["floor"].value < error["trivial"].value < error["model"].value
+    assert all(score.n == 44 for score in scores.values())
+    assert scores["Fréchet distance, critters-clip features"].value > 0
+    # The model's error by hand, at one of the times; its guess of x0 is 0 before any training.
+    x0 = images[:44].float() / 127.5 - 1
+    if not model.net.last.weight.any():
+        torch.testing.assert_close(error["model"].value, float((x0**2).mean()), rtol=0.2, atol=0)
+    with pytest.raises(ValueError, match="39 pictures are too few"):
+        evaluate_images(md.TextToImage(model), images[:39], captions)

@@ -70,9 +70,7 @@ def test_a_failed_save_leaves_the_old_state(tmp_path):
 
 
 def test_nothing_to_resume_is_named(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"nothing to resume: .*training.safetensors does not exist"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume: .*training.safetensors does not exist"):
         short(fresh(), resume=tmp_path)
 
 
@@ -147,11 +145,7 @@ def test_two_processes_train_one_model(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(textwrap.dedent(WORKER))
     library = str(Path(md.__file__).parents[1])
-    environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": library,
-    }
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": library}
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          str(script), str(tmp_path)],

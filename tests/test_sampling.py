@@ -165,9 +165,7 @@ def test_states_are_float64_and_free_of_gradients(sampler):
 @all_samplers
 def test_levels_are_checked(sampler):
     levels, x = md.Cosine().levels(4), torch.zeros(1, 2)
-    with pytest.raises(
-        ValueError, match=r"1 levels make no step: schedule.levels\(n\) gives n \+ 1"
-    ):
+    with pytest.raises(ValueError, match=r"1 levels make no step: schedule.levels\(n\) gives n \+ 1"):
         run(sampler, point_mass(0.0), x, levels[:1])
     with pytest.raises(ValueError, match=r"does not from t = 0.25 to t = 0.5"):
         run(sampler, point_mass(0.0), x, [levels[0], levels[3], levels[2]])
@@ -237,9 +235,7 @@ def test_ddpm_is_ddim_with_eta_1():
     one = md.sample(md.ddpm(two_peaks(0.3), x, levels, generator=generator(1)))
     other = md.sample(md.ddim(two_peaks(0.3), x, levels, eta=1.0, generator=generator(1)))
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    assert not torch.equal(
-        one, md.sample(md.ddpm(two_peaks(0.3), x, levels, generator=generator(2)))
-    )
+    assert not torch.equal(one, md.sample(md.ddpm(two_peaks(0.3), x, levels, generator=generator(2))))
 
 
 def test_fresh_noise_at_every_step():
@@ -249,9 +245,7 @@ def test_fresh_noise_at_every_step():
     x = md.noise((20_000,), levels[0], generator=generator())
     added, before = [], x
     for (level, target), state in zip(
-        pairwise(levels),
-        md.ddpm(point_mass(0.0), x, levels, generator=generator(1)),
-        strict=True,
+        pairwise(levels), md.ddpm(point_mass(0.0), x, levels, generator=generator(1)), strict=True
     ):
         std = posterior_std(level, target)
         kept = (target.sigma**2 - std**2).clamp(min=0).sqrt()
@@ -278,14 +272,9 @@ def test_order_of_convergence(name, sampler, order):
     z = torch.tensor([-1.3, 0.4, 2.1], dtype=torch.float64)
     for n in (160, 320):
         levels = [schedule(t) for t in torch.linspace(0.9, 0.1, n + 1, dtype=torch.float64)]
-        start = (
-            levels[0].alpha * mean
-            + ((levels[0].alpha * std) ** 2 + levels[0].sigma ** 2).sqrt() * z
-        )
+        start = levels[0].alpha * mean + ((levels[0].alpha * std) ** 2 + levels[0].sigma ** 2).sqrt() * z
         exact = gaussian_flow(start, levels[0], levels[-1], mean, std)
-        errors.append(
-            (run(sampler, gaussian(mean, std), start, levels)[-1].x - exact).norm().item()
-        )
+        errors.append((run(sampler, gaussian(mean, std), start, levels)[-1].x - exact).norm().item())
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2)
 
 
@@ -315,9 +304,7 @@ def test_from_the_middle():
         torch.testing.assert_close(found, exact, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "sampler,n", [("ddpm", 200), ("ddim", 200), ("heun", 40), ("dpmpp_2m", 60)]
-)
+@pytest.mark.parametrize("sampler,n", [("ddpm", 200), ("ddim", 200), ("heun", 40), ("dpmpp_2m", 60)])
 @pytest.mark.parametrize("name", ["cosine", "karras", "flow"])
 def test_samples_have_the_distribution_of_the_data(sampler, n, name):
     """Two narrow peaks, from pure noise: a test of the whole distribution (Kolmogorov-Smirnov) and of the
@@ -334,10 +321,7 @@ def test_samples_have_the_distribution_of_the_data(sampler, n, name):
     assert scipy.stats.kstest(found.numpy(), cdf).pvalue > 1e-3
     second, fourth = 1 + std**2, 1 + 6 * std**2 + 3 * std**4
     eighth = 1 + 28 * std**2 + 210 * std**4 + 420 * std**6 + 105 * std**8
-    for power, exact, variance in (
-        (2, second, fourth - second**2),
-        (4, fourth, eighth - fourth**2),
-    ):
+    for power, exact, variance in ((2, second, fourth - second**2), (4, fourth, eighth - fourth**2)):
         error = (found**power).mean().item() - exact
         assert abs(error) < 4 * (variance / count) ** 0.5 + 0.02 * exact, power
 
@@ -360,9 +344,7 @@ def test_the_transition_variance_is_right_for_normal_data(n):
 
 
 def test_an_unknown_variance_is_named():
-    with pytest.raises(
-        ValueError, match="unknown variance 'beta': choose 'posterior' or 'transition'"
-    ):
+    with pytest.raises(ValueError, match="unknown variance 'beta': choose 'posterior' or 'transition'"):
         list(md.ddpm(gaussian(0.0, 1.0), torch.zeros(1, 1), md.Cosine().levels(2), variance="beta"))
 
 

@@ -63,10 +63,7 @@ def complaints(x: Tensor) -> dict[str, float]:
         "mean": (x, oracle.mean),
         "covariance": ((away[:, :, None] * away[:, None]).flatten(1), oracle.covariance.flatten()),
         "fourth": (x**4, oracle.weights @ (mu**4 + 6 * mu**2 * s**2 + 3 * s**4)),
-        "density": (
-            oracle.log_density(x, clean)[:, None],
-            oracle.log_density(fresh, clean).mean(),
-        ),
+        "density": (oracle.log_density(x, clean)[:, None], oracle.log_density(fresh, clean).mean()),
     }
     found = {
         name: ((values.mean(0) - truth).abs() / (values.std(0) / math.sqrt(len(x)))).max().item()
@@ -79,9 +76,7 @@ def complaints(x: Tensor) -> dict[str, float]:
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_samples_come_from_the_mixture(
-    sampler: Callable[..., Iterator[State]], schedule: Schedule
-) -> None:
+def test_samples_come_from_the_mixture(sampler: Callable[..., Iterator[State]], schedule: Schedule) -> None:
     steps = {ddpm: 300, ddim: 150, heun: 60, dpmpp_2m: 60}[sampler]
     assert not complaints(draw(sampler, schedule, steps, 2000))
 
@@ -133,9 +128,7 @@ def start_from_unit_noise(
     return ddim(denoise, x, [level for level in levels if level.t <= 0.5])
 
 
-@pytest.mark.parametrize(
-    "wrong", [double_noise, variance_as_std, noise_at_the_end, start_from_unit_noise]
-)
+@pytest.mark.parametrize("wrong", [double_noise, variance_as_std, noise_at_the_end, start_from_unit_noise])
 def test_the_test_sees_a_wrong_sampler(wrong: Callable[..., Iterator[State]]) -> None:
     assert complaints(draw(wrong, Cosine(), 100, 2000))
 
@@ -145,9 +138,7 @@ def test_the_test_sees_a_wrong_sampler(wrong: Callable[..., Iterator[State]]) ->
 
 def at_log_snr(half: Tensor) -> NoiseLevel:
     """The variance-preserving level with log(alpha/sigma) = ``half``; t is only a label."""
-    return NoiseLevel(
-        torch.sigmoid(-half), torch.sigmoid(2 * half).sqrt(), torch.sigmoid(-2 * half).sqrt()
-    )
+    return NoiseLevel(torch.sigmoid(-half), torch.sigmoid(2 * half).sqrt(), torch.sigmoid(-2 * half).sqrt())
 
 
 @cache
@@ -171,9 +162,7 @@ def flow_line(dim: int) -> tuple[GaussianMixture, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("dim", [1, 2, 64])
-@pytest.mark.parametrize(
-    "sampler, low, high", [(ddim, 0.85, 1.15), (heun, 1.75, 2.25), (dpmpp_2m, 1.7, 2.3)]
-)
+@pytest.mark.parametrize("sampler, low, high", [(ddim, 0.85, 1.15), (heun, 1.75, 2.25), (dpmpp_2m, 1.7, 2.3)])
 def test_order_of_convergence(
     sampler: Callable[..., Iterator[State]], low: float, high: float, dim: int
 ) -> None:

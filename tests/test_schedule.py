@@ -64,9 +64,7 @@ def test_cosine_without_offset_turns_at_constant_speed():
     torch.testing.assert_close(torch.atan2(level.sigma, level.alpha), t * math.pi / 2)
 
 
-@pytest.mark.parametrize(
-    "start,end,tau", [(-3, 3, 1.0), (-3, 3, 0.5), (0, 3, 0.3), (-1.0, 2.5, 1.1)]
-)
+@pytest.mark.parametrize("start,end,tau", [(-3, 3, 1.0), (-3, 3, 0.5), (0, 3, 0.3), (-1.0, 2.5, 1.1)])
 def test_sigmoid_is_the_algorithm_of_the_paper(start, end, tau):
     """Chen 2023, algorithm 1 ("sigmoid_schedule"), without its clipping."""
 
@@ -122,13 +120,9 @@ def test_ends(name):
     if name == "karras":
         assert noise.sigma == pytest.approx(80)
     elif name == "linear":
-        assert noise.alpha**2 == pytest.approx(
-            4.0358e-5, rel=1e-4
-        )  # Ho et al.: KL at T of 1e-5 bits
+        assert noise.alpha**2 == pytest.approx(4.0358e-5, rel=1e-4)  # Ho et al.: KL at T of 1e-5 bits
     elif name == "vp":
-        assert noise.alpha**2 == pytest.approx(
-            math.exp(-0.1 - 19.9 / 2)
-        )  # Song et al. 2021b, eq. 33
+        assert noise.alpha**2 == pytest.approx(math.exp(-0.1 - 19.9 / 2))  # Song et al. 2021b, eq. 33
     else:
         assert 0 <= noise.alpha < 1e-9
         assert noise.sigma == pytest.approx(1, abs=1e-15)
@@ -173,17 +167,13 @@ def test_a_python_number_is_not_rounded_to_float32():
     assert md.Cosine()(0.3).t.item() == 0.3
     product = torch.cumprod(1 - md.Linear().betas, 0)
     for i in (1, 7, 333, 999):
-        assert md.Linear()(i / 1000).alpha.item() ** 2 == pytest.approx(
-            product[i - 1].item(), rel=1e-12
-        )
+        assert md.Linear()(i / 1000).alpha.item() ** 2 == pytest.approx(product[i - 1].item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("t,named", [(-0.1, "-0.1"), (1.5, "1.5"), (math.nan, "nan")])
 def test_times_outside_are_named(t, named):
     for bad in (t, number([0.5, t])):
-        with pytest.raises(
-            ValueError, match=rf"^t = {named} is outside \[0, 1\]: 0 is data, 1 is noise$"
-        ):
+        with pytest.raises(ValueError, match=rf"^t = {named} is outside \[0, 1\]: 0 is data, 1 is noise$"):
             md.Cosine()(bad)
 
 
@@ -249,9 +239,7 @@ def test_config_round_trip(schedule):
 
 
 def test_unknown_schedule_is_named():
-    with pytest.raises(
-        ValueError, match="unknown schedule 'Quadratic': choose one of Linear, Betas,"
-    ):
+    with pytest.raises(ValueError, match="unknown schedule 'Quadratic': choose one of Linear, Betas,"):
         schedule_from_config({"name": "Quadratic"})
 
 
@@ -375,9 +363,7 @@ def test_shift_of_the_flow_is_sd3s_formula(shift):
 def test_shift_scales_the_ratio_of_noise_to_data(name):
     t = torch.linspace(0.01, 0.9, 41, dtype=torch.float64)
     base, shifted = SCHEDULES[name](t), md.Shifted(SCHEDULES[name], 2.0)(t)
-    torch.testing.assert_close(
-        shifted.sigma / shifted.alpha, 2 * base.sigma / base.alpha, rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(shifted.sigma / shifted.alpha, 2 * base.sigma / base.alpha, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minidiff.data import critters
+from minidiff import critters
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "studies"))
@@ -36,10 +36,7 @@ def test_a_prompt_says_the_synonym_in_place_of_the_word(attribute):
             assert set(back.split()) <= set(critters.vocabulary()), back
             assert " an " not in f" {back}" or any(f" an {v}" in f" {back}" for v in "aeiou")
             if attribute in ("animal", "hat"):
-                assert (
-                    text.split()[-len(synonym.split()) :] == synonym.split()
-                    or attribute == "animal"
-                )
+                assert text.split()[-len(synonym.split()) :] == synonym.split() or attribute == "animal"
 
 
 def test_the_effective_number_of_values():
@@ -48,17 +45,13 @@ def test_the_effective_number_of_values():
     assert guidance.effective_number(even, 25) == pytest.approx(5, rel=1e-3)
     assert guidance.effective_number(even, 4) == 4
     # Two values with shares 3/4 and 1/4.
-    assert guidance.effective_number(["a", "a", "a", "b"] * 2500, 25) == pytest.approx(
-        1.7548, rel=1e-3
-    )
+    assert guidance.effective_number(["a", "a", "a", "b"] * 2500, 25) == pytest.approx(1.7548, rel=1e-3)
 
 
 def test_the_interval_over_runs_is_students():
     found = common.over_runs([1.0, 2.0, 3.0])
     assert found["mean"] == 2
-    assert found["high"] - 2 == pytest.approx(
-        4.30265 * 1 / 3**0.5, rel=1e-5
-    )  # t(0.975, 2) of a table
+    assert found["high"] - 2 == pytest.approx(4.30265 * 1 / 3**0.5, rel=1e-5)  # t(0.975, 2) of a table
     assert common.over_runs([0.5])["low"] == 0.5
 
 

@@ -7,11 +7,7 @@ import torch
 from texts import CAPTIONS, encode, model_with, small
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import minidiff as md
 
@@ -32,9 +28,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 
 def row(condition: md.Condition, i: int) -> md.Condition:
     """Caption i without its padding."""
-    return md.Condition(
-        condition.tokens[i][condition.mask[i]], condition.mask[i], condition.pooled[i]
-    )
+    return md.Condition(condition.tokens[i][condition.mask[i]], condition.mask[i], condition.pooled[i])
 
 
 # --- words -----------------------------------------------------------------------------------------
@@ -63,15 +57,9 @@ def test_words_and_their_order_matter(encoder):
 
 def test_each_token_knows_its_neighbours(encoder):
     """A transformer in both directions: "hat" means something else beside "cat", before or after."""
-    first, second = (
-        encode(encoder, ["hat on cat"]).tokens[0],
-        encode(encoder, ["hat on dogs"]).tokens[0],
-    )
+    first, second = (encode(encoder, ["hat on cat"]).tokens[0], encode(encoder, ["hat on dogs"]).tokens[0])
     assert (first[0] - second[0]).abs().max() > 1e-3
-    first, second = (
-        encode(encoder, ["cat on hat"]).tokens[0],
-        encode(encoder, ["dogs on hat"]).tokens[0],
-    )
+    first, second = (encode(encoder, ["cat on hat"]).tokens[0], encode(encoder, ["dogs on hat"]).tokens[0])
     assert (first[2] - second[2]).abs().max() > 1e-3
 
 
@@ -159,16 +147,11 @@ def test_an_unknown_word_is_ignored_as_the_warning_says(encoder):
 
 def test_what_does_not_fit_is_named(encoder):
     long = "a cat in a top hat, on a green background in a green hat"  # 15 tokens, of which 12 are read
-    with pytest.warns(
-        UserWarning, match="only 12 tokens are read; ignored: 'a green hat'"
-    ) as record:
+    with pytest.warns(UserWarning, match="only 12 tokens are read; ignored: 'a green hat'") as record:
         condition = encode(encoder, [long, "a cat"])
     assert len(record) == 1
     assert condition.mask.sum(1).tolist() == [12, 2]
-    close(
-        condition.tokens[:1],
-        encode(encoder, ["a cat in a top hat, on a green background in"]).tokens,
-    )
+    close(condition.tokens[:1], encode(encoder, ["a cat in a top hat, on a green background in"]).tokens)
 
 
 def test_a_warning_stays_short(encoder):
@@ -179,9 +162,7 @@ def test_a_warning_stays_short(encoder):
 def test_captions_that_fit_give_no_warning(encoder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        encode(
-            encoder, ["a cat in a top hat, on a green background in", "hat", ""]
-        )  # exactly 12 tokens
+        encode(encoder, ["a cat in a top hat, on a green background in", "hat", ""])  # exactly 12 tokens
 
 
 # --- other tokenizers and models -------------------------------------------------------------------
@@ -233,10 +214,7 @@ def test_warnings_of_a_tokenizer_with_marks():
     [
         (lambda: md.TextEncoder.from_captions([]), "the captions hold no word"),
         (lambda: md.TextEncoder.from_captions(["", "  "]), "the captions hold no word"),
-        (
-            lambda: md.TextEncoder.from_captions(["a cat"], dim=40),
-            "dim = 40 is not a multiple of 32",
-        ),
+        (lambda: md.TextEncoder.from_captions(["a cat"], dim=40), "dim = 40 is not a multiple of 32"),
     ],
 )
 def test_bad_arguments_are_named(make, message):
@@ -259,9 +237,7 @@ def test_text_model_round_trip(tmp_path):
     mine, theirs = (m.denoise(x, level, m.encode(captions)).x0 for m in (model, again))
     assert torch.equal(mine, theirs)
     assert again.encoder.max_length == 12
-    with pytest.warns(
-        UserWarning, match="'zebra'"
-    ):  # the loaded tokenizer still knows what it knows
+    with pytest.warns(UserWarning, match="'zebra'"):  # the loaded tokenizer still knows what it knows
         again.encode(["a zebra"])
     with pytest.warns(UserWarning, match="only 12 tokens"):
         again.encode(["a cat " * 10])

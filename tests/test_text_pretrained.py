@@ -44,9 +44,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 
 def row(condition: md.Condition, i: int) -> md.Condition:
     """Caption i without its padding."""
-    return md.Condition(
-        condition.tokens[i][condition.mask[i]], condition.mask[i], condition.pooled[i]
-    )
+    return md.Condition(condition.tokens[i][condition.mask[i]], condition.mask[i], condition.pooled[i])
 
 
 # --- encoders trained before ----------------------------------------------------------------------------
@@ -58,9 +56,7 @@ def marked(kind: str) -> PreTrainedTokenizerFast:
     """A tokenizer with the marks of its family around the words."""
     marks = {"clip": ("<s>", "</s>"), "t5": ("", "</s>"), "bert": ("[CLS]", "[SEP]")}[kind]
     vocabulary = ["<pad>", "<unk>", *WORDS, *filter(None, marks)]
-    tokenizer = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>")
-    )
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{marks[0]} $A {marks[1]}".strip(),
@@ -74,12 +70,7 @@ def marked(kind: str) -> PreTrainedTokenizerFast:
 def their_model(kind: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     torch.manual_seed(0)
     size = len(tokenizer)
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     end = tokenizer.eos_token_id
     clip_text = CLIPTextConfig(
         vocab_size=size, max_position_embeddings=10, eos_token_id=end, projection_dim=8, **sizes
@@ -146,9 +137,7 @@ def test_a_pretrained_encoder_travels_with_the_model(folder, tmp_path):
     again = md.Diffusion.from_pretrained(tmp_path / "saved")
     assert again.encoder.frozen
     assert type(again.encoder.model) is type(encoder.model)
-    for part, other in zip(
-        model.encode(["a cat", "hat"]), again.encode(["a cat", "hat"]), strict=True
-    ):
+    for part, other in zip(model.encode(["a cat", "hat"]), again.encode(["a cat", "hat"]), strict=True):
         assert torch.equal(part, other)
 
 
@@ -174,13 +163,7 @@ def test_roberta_counts_positions_from_its_padding_on():
 
 def test_a_missing_encoder_is_named_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
-    names = [
-        "no-such-encoder",
-        tmp_path / "empty",
-        tmp_path / "absent",
-        "./absent",
-        "some/where/else",
-    ]
+    names = ["no-such-encoder", tmp_path / "empty", tmp_path / "absent", "./absent", "some/where/else"]
     for name in names:
         with pytest.raises(FileNotFoundError, match="no.* text encoder") as caught:
             md.TextEncoder.from_pretrained(name)
@@ -209,9 +192,7 @@ def test_an_encoder_of_another_width_is_named(folder):
     """As happens when a model's encoder is changed for another."""
     model = md.Diffusion(md.MLP(2, 32, 1, condition_dim=64), md.Cosine(), "v")
     model.encoder = md.TextEncoder.from_pretrained(folder[0])
-    with pytest.raises(
-        ValueError, match="the condition is 32 wide, the network's condition_dim is 64"
-    ):
+    with pytest.raises(ValueError, match="the condition is 32 wide, the network's condition_dim is 64"):
         model.denoise(torch.zeros(1, 2), md.Cosine()(0.5), model.encode(["a cat"]))
 
 
@@ -295,9 +276,7 @@ def test_it_can_be_thawed_and_frozen_again(frozen):
     assert not frozen.model.training
     after = encode(frozen, ["a cat"]).pooled
     assert (after - before).abs().max() > 1e-3
-    close(
-        after, encode(md.TextEncoder(frozen.model, frozen.tokenizer, 10), ["a cat"]).pooled.detach()
-    )
+    close(after, encode(md.TextEncoder(frozen.model, frozen.tokenizer, 10), ["a cat"]).pooled.detach())
 
 
 def test_new_weights_are_not_answered_from_memory(frozen):
@@ -338,9 +317,7 @@ def test_a_frozen_encoder_does_not_learn(frozen):
     frozen.frozen = False
     for _ in md.train(model, batches, 3, warmup=0):
         pass
-    changed = [
-        key for key, value in frozen.state_dict().items() if not torch.equal(value, before[key])
-    ]
+    changed = [key for key, value in frozen.state_dict().items() if not torch.equal(value, before[key])]
     assert any("word_embeddings" in key for key in changed)
 
 

@@ -28,9 +28,7 @@ def test_ema_is_the_closed_form_with_warm_up():
         expected = decay * expected + (1 - decay) * value
         assert ema.module.weight.item() == pytest.approx(expected, rel=1e-4)
     assert ema.module.running_mean.item() == 80
-    assert (
-        min((1 + n) / (10 + n) for n in (8, 9, 10)) >= 0.5 > (1 + 7) / (10 + 7)
-    )  # both regimes were seen
+    assert min((1 + n) / (10 + n) for n in (8, 9, 10)) >= 0.5 > (1 + 7) / (10 + 7)  # both regimes were seen
     assert not ema.module.training
     assert not any(p.requires_grad for p in ema.module.parameters())
 
@@ -143,16 +141,12 @@ def test_long_gradients_are_scaled_down():
         next(md.train(model, [data(8, 2).float()], 1, max_grad_norm=limit, precision="fp32"))
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     assert gradients[0].norm() > 0.01
-    torch.testing.assert_close(
-        gradients[1], gradients[0] * 1e-3 / gradients[0].norm(), rtol=1e-3, atol=0
-    )
+    torch.testing.assert_close(gradients[1], gradients[0] * 1e-3 / gradients[0].norm(), rtol=1e-3, atol=0)
 
 
 def test_the_averaged_model_follows_each_step():
     model, expected = fresh(), torch.zeros(())
-    for step in md.train(
-        model, [data(8, 2).float()], 12, ema_decay=0.6, warmup=2, precision="fp32"
-    ):
+    for step in md.train(model, [data(8, 2).float()], 12, ema_decay=0.6, warmup=2, precision="fp32"):
         n = step.index
         decay = 0.0 if n == 0 else min(0.6, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weights_of(model)
@@ -171,9 +165,7 @@ def test_stopping_early_leaves_the_model_ready_to_sample():
 
 def test_the_seed_decides_the_run():
     runs = [fresh() for _ in range(3)]
-    losses = [
-        [s.loss for s in short(model, seed=s)] for model, s in zip(runs, (1, 1, 2), strict=True)
-    ]
+    losses = [[s.loss for s in short(model, seed=s)] for model, s in zip(runs, (1, 1, 2), strict=True)]
     assert losses[0] == losses[1] != losses[2]
     assert torch.equal(weights_of(runs[0]), weights_of(runs[1]))
 
@@ -198,9 +190,7 @@ def test_auto_precision_asks_the_hardware(monkeypatch):
     for answer, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(training, "has_bf16", lambda device, answer=answer: answer)
         model, seen = fresh(), set()
-        model.net.last.register_forward_hook(
-            lambda module, args, out, seen=seen: seen.add(out.dtype)
-        )
+        model.net.last.register_forward_hook(lambda module, args, out, seen=seen: seen.add(out.dtype))
         short(model, 1, precision="auto")
         assert seen == {dtype}
 

@@ -16,9 +16,7 @@ import minidiff as md
 from minidiff.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = {
-    path.name: path.read_text() for path in [*(ROOT / "book").glob("*.md"), ROOT / "README.md"]
-}
+PAGES = {path.name: path.read_text() for path in [*(ROOT / "book").glob("*.md"), ROOT / "README.md"]}
 
 
 def blocks(text: str, language: str) -> list[str]:

@@ -12,9 +12,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.ext.napoleon import GoogleDocstring
 
 
-def skip_alias(
-    app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
-) -> bool | None:
+def skip_alias(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """Leave out "Alias for field number 0": the docstring of a NamedTuple names its fields."""
     return True if type(obj).__name__ == "_tuplegetter" else None
 
@@ -47,9 +45,10 @@ def find_home(
         private = qualified.rpartition(".")[2].startswith("_")
         if isinstance(found, TypeVar) or private or not module.startswith("minidiff"):
             return text
-        return env.get_domain("py").resolve_xref(
+        link = env.get_domain("py").resolve_xref(
             env, node["refdoc"], app.builder, node["reftype"], f"{module}.{qualified}", node, text
         )
+        return link if link is not None else text  # what is there only for the library has no page
     return None
 
 
@@ -58,15 +57,11 @@ LEDGER = Path(__file__).parents[1] / "equations.md"
 
 def equations_of(name: str) -> list[str]:
     """The labels of the book's equations that this function or class computes."""
-    rows = re.findall(
-        r"^\| \{eq\}`(.+?)` \| \{py:\w+\}`(.+?)` \|", LEDGER.read_text(), re.MULTILINE
-    )
+    rows = re.findall(r"^\| \{eq\}`(.+?)` \| \{py:\w+\}`(.+?)` \|", LEDGER.read_text(), re.MULTILINE)
     return [label for label, computed_by in rows if computed_by == name]
 
 
-def name_equations(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
+def name_equations(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Add to a docstring which equations of the book it stands behind."""
     if labels := equations_of(name):
         links = ", ".join(f":eq:`{label}`" for label in labels)

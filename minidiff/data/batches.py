@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minidiff.pixels import from_bytes
+
 
 class Batches:
     """Shuffled batches without end; batch k depends on ``(seed, k)`` alone.
@@ -20,12 +22,12 @@ class Batches:
         batch_size: images per batch, at most N.
         seed: of the shuffles.
         start: number of the first batch.
-        wrong_caption: a caption that is not true of image i in an epoch, "" for none; for
+        negative_caption: a caption that is not true of image i in an epoch, "" for none; for
             :meth:`CLIP.loss <minidiff.text.CLIP.loss>`, which learns from such too.
 
     Yields:
         (x0, captions): x0 (batch_size, C, H, W) float32 in [-1, 1], and a list of strings: first the
-        captions of the images, then the wrong ones there are.
+        captions of the images, then the negative ones there are.
 
     Raises:
         ValueError: the batch size is below 1 or larger than the data set.
@@ -39,15 +41,13 @@ class Batches:
         *,
         seed: int = 0,
         start: int = 0,
-        wrong_caption: Callable[[int, int], str] | None = None,
+        negative_caption: Callable[[int, int], str] | None = None,
     ):
         if not 1 <= batch_size <= len(images):
-            raise ValueError(
-                f"batch size {batch_size} does not fit {len(images)} images: use 1 to that"
-            )
+            raise ValueError(f"batch size {batch_size} does not fit {len(images)} images: use 1 to that")
         self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
         self.caption = caption if callable(caption) else lambda index, epoch: caption[index]
-        self.wrong_caption = wrong_caption or (lambda index, epoch: "")
+        self.negative_caption = negative_caption or (lambda index, epoch: "")
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
         per_epoch = len(self.images) // self.batch_size
@@ -60,9 +60,9 @@ class Batches:
                     epoch,
                 )
             indices = order[place * self.batch_size : (place + 1) * self.batch_size]
-            x0 = self.images[torch.from_numpy(indices)].float() / 127.5 - 1
-            right, wrong = (
-                [said(int(index), epoch) for index in indices]
-                for said in (self.caption, self.wrong_caption)
+            x0 = from_bytes(self.images[torch.from_numpy(indices)])
+            true, negative = (
+                [words(int(index), epoch) for index in indices]
+                for words in (self.caption, self.negative_caption)
             )
-            yield x0, right + [caption for caption in wrong if caption]
+            yield x0, true + [caption for caption in negative if caption]

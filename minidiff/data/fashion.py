@@ -64,9 +64,7 @@ def fashion_mnist(
             break
     else:
         if root is not None:
-            raise FileNotFoundError(
-                f"no Fashion-MNIST in {root}: it should hold {part}-images-idx3-ubyte.gz"
-            )
+            raise FileNotFoundError(f"no Fashion-MNIST in {root}: it should hold {part}-images-idx3-ubyte.gz")
         try:
             data = FashionMNIST(cache, train=train, download=True)
         except (OSError, RuntimeError) as error:

@@ -18,14 +18,7 @@ from minidiff.denoiser.dit import DiT
 from minidiff.denoiser.mlp import MLP
 from minidiff.denoiser.unet import UNet
 from minidiff.files import fill_folder, first_line, load_weights, locate, weights
-from minidiff.forward import (
-    SIGMA_DATA,
-    NoiseLevel,
-    Prediction,
-    Target,
-    broadcast,
-    from_target,
-)
+from minidiff.forward import SIGMA_DATA, NoiseLevel, Prediction, Target, broadcast, from_target
 from minidiff.schedule import Chain, Karras, Schedule, schedule_from_config
 
 NETWORKS: dict[str, Any] = {"UNet": UNet, "DiT": DiT, "MLP": MLP}
@@ -65,9 +58,7 @@ class Diffusion(nn.Module):
     ):
         super().__init__()
         if target not in get_args(Target):
-            raise ValueError(
-                f"unknown target {target!r}: choose one of {', '.join(get_args(Target))}"
-            )
+            raise ValueError(f"unknown target {target!r}: choose one of {', '.join(get_args(Target))}")
         if not (encoder is None or (isinstance(encoder, nn.Module) and hasattr(encoder, "ids"))):
             raise ValueError(
                 f"encoder = {type(encoder).__name__}: give a torch module with ids(values), forward(ids) "
@@ -118,9 +109,7 @@ class Diffusion(nn.Module):
             return numbers
         return self.encoder(numbers)
 
-    def forward(
-        self, x_t: Tensor, level: NoiseLevel, condition: Condition | Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_t: Tensor, level: NoiseLevel, condition: Condition | Tensor | None = None) -> Tensor:
         """The network's raw output, for training.
 
         The input is brought to unit variance, c_in of Karras et al. 2022, eq. 7. Data are taken to have
@@ -153,10 +142,7 @@ class Diffusion(nn.Module):
         return self.net(x, t, condition)
 
     def denoise(
-        self,
-        x_t: Tensor,
-        level: NoiseLevel,
-        condition: Condition | Tensor | None = None,
+        self, x_t: Tensor, level: NoiseLevel, condition: Condition | Tensor | None = None
     ) -> Prediction:
         """The clean sample and the noise the network sees in ``x_t``.
 
@@ -171,9 +157,7 @@ class Diffusion(nn.Module):
         out = self(x_t, level, condition)
         return from_target(out.to(x_t), x_t, level, self.target)
 
-    def save_pretrained(
-        self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None
-    ) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write config.json, model.safetensors and, with a text encoder, its tokenizer.
 
         A new folder holds a whole model or none. In an old one the files are replaced one by one, each
@@ -255,9 +239,7 @@ class Diffusion(nn.Module):
             ) from error
         return model.to(device or "cpu").eval().requires_grad_(False)
 
-    def to_diffusers(
-        self, steps: int = 1000, condition: Condition | None = None
-    ) -> tuple[nn.Module, Any]:
+    def to_diffusers(self, steps: int = 1000, condition: Condition | None = None) -> tuple[nn.Module, Any]:
         """Network and scheduler for a pipeline of the ``diffusers`` library::
 
             pipe = diffusers.DDPMPipeline(*model.to_diffusers())
@@ -313,10 +295,7 @@ class Diffusion(nn.Module):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
+                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
             )
         return str(commit)
 
@@ -328,9 +307,7 @@ class _AsUNet(nn.Module):
     def __init__(self, model: Diffusion, steps: int, condition: Condition | None):
         super().__init__()
         if model.shape is None:
-            raise ValueError(
-                "the model does not say the shape of its images: set model.shape = (C, H, W)"
-            )
+            raise ValueError("the model does not say the shape of its images: set model.shape = (C, H, W)")
         self.model, self.steps, self.condition = model, steps, condition
         self.config = SimpleNamespace(in_channels=model.shape[0], sample_size=model.shape[1:])
 
@@ -346,9 +323,7 @@ class _AsUNet(nn.Module):
         schedule, time = self.model.schedule, torch.as_tensor(timestep, dtype=torch.float64).cpu()
         if isinstance(schedule, Karras):
             level = schedule(schedule.time(-8 * time))  # their time is log(sigma) / 4
-            sample = sample * (level.sigma**2 + SIGMA_DATA**2).sqrt().to(
-                sample
-            )  # undoes their c_in
+            sample = sample * (level.sigma**2 + SIGMA_DATA**2).sqrt().to(sample)  # undoes their c_in
         elif self.model.target == "flow":
             sigma = time / self.steps
             level = schedule(schedule.time(2 * (torch.log1p(-sigma) - sigma.log())))

@@ -10,8 +10,8 @@ from minidiff.denoiser.layers import (
     Embedding,
     check_condition,
     check_image,
+    condition_widths,
     image_positions,
-    listened_to,
     zero_init,
 )
 
@@ -54,7 +54,7 @@ class DiT(nn.Module):
             "channels": channels, "width": width, "depth": depth, "patch": patch,
             "condition_dim": condition_dim, "conditioning": conditioning,
         }  # fmt: skip
-        pooled_dim, token_dim = listened_to(condition_dim, conditioning, depth > 0)
+        pooled_dim, token_dim = condition_widths(condition_dim, conditioning, depth > 0)
         self.channels, self.patch, self.condition_dim = channels, patch, condition_dim
         self.embedding = Embedding(width, pooled_dim)
         self.first = nn.Linear(channels * patch**2, width)
@@ -101,14 +101,10 @@ class TransformerBlock(nn.Module):
         self.attention = Attention(width, condition_dim)
         # Attention ends in a zero layer of its own; behind a closed gate it would never start to learn.
         nn.init.xavier_uniform_(self.attention.out.weight)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.modulation = zero_init(nn.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, embedding: Tensor, condition: Condition | None) -> Tensor:
-        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(embedding)[:, None].chunk(
-            6, 2
-        )
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(embedding)[:, None].chunk(6, 2)
         h = h + gate1 * self.attention(self.norm1(h) * (1 + scale1) + shift1, condition)
         return h + gate2 * self.mlp(self.norm2(h) * (1 + scale2) + shift2)

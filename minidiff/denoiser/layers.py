@@ -17,7 +17,7 @@ through the tokens, which attention looks at, or both."""
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def listened_to(
+def condition_widths(
     condition_dim: int | None, conditioning: Conditioning, attends: bool
 ) -> tuple[int | None, int | None]:
     """The widths of pooled vector and tokens that a network needs weights for; None for no weights.
@@ -51,9 +51,7 @@ def check_condition(condition: Condition | None, condition_dim: int | None) -> N
         raise ValueError("this network takes no condition: give it a condition_dim")
     for wide in (condition.pooled.shape[1], condition.tokens.shape[2]):
         if wide != condition_dim:
-            raise ValueError(
-                f"the condition is {wide} wide, the network's condition_dim is {condition_dim}"
-            )
+            raise ValueError(f"the condition is {wide} wide, the network's condition_dim is {condition_dim}")
 
 
 class Embedding(nn.Module):
@@ -108,13 +106,9 @@ class Attention(nn.Module):
         key_value, mask = self.key_value(x), None  # x (B, N, C)
         if condition is not None and self.token_key_value is not None:
             key_value = torch.cat([key_value, self.token_key_value(condition.tokens)], dim=1)
-            mask = F.pad(condition.mask, (x.shape[1], 0), value=True)[
-                :, None, None
-            ]  # (B, 1, 1, N + T)
+            mask = F.pad(condition.mask, (x.shape[1], 0), value=True)[:, None, None]  # (B, 1, 1, N + T)
         query, key, value = (
-            part.unflatten(2, (self.heads, -1)).transpose(
-                1, 2
-            )  # (B, heads, N or N + T, head_width)
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N or N + T, head_width)
             for part in (self.query(x), *key_value.chunk(2, dim=2))
         )
         # For sequences this short, PyTorch's fused CPU kernel is several times slower going backward.

@@ -17,9 +17,7 @@ class MLP(nn.Module):
         condition_dim: width of the condition (only its pooled vector is used), None for none.
     """
 
-    def __init__(
-        self, dim: int = 2, width: int = 128, depth: int = 3, condition_dim: int | None = None
-    ):
+    def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, condition_dim: int | None = None):
         super().__init__()
         self.config = {"dim": dim, "width": width, "depth": depth, "condition_dim": condition_dim}
         self.dim, self.condition_dim = dim, condition_dim

@@ -11,8 +11,8 @@ from minidiff.denoiser.layers import (
     Embedding,
     check_condition,
     check_image,
+    condition_widths,
     image_positions,
-    listened_to,
     zero_init,
 )
 
@@ -43,8 +43,8 @@ class UNet(nn.Module):
         condition_dim: width of the condition, None for an unconditional network.
         conditioning: how it is listened to: "pooled" through scale and shift of every block (FiLM),
             "tokens" through cross-attention, or "both".
-        places: add to the features the sine and cosine codes of their places. A convolution works
-            everywhere alike and learns of places only from the edges of the picture, which is too
+        positions: add to the features the sine and cosine codes of their positions. A convolution works
+            everywhere alike and learns of positions only from the edges of the picture, which is too
             little where a prompt says "left of" (Liu et al. 2018).
 
     Raises:
@@ -62,23 +62,21 @@ class UNet(nn.Module):
         attention: tuple[int, ...] = (1, 2),
         condition_dim: int | None = None,
         conditioning: Conditioning = "both",
-        places: bool = False,
+        positions: bool = False,
     ):
         super().__init__()
         if width % 32:
             raise ValueError(f"width = {width} is not a multiple of 32")
         if not set(attention) <= set(range(len(multipliers))):
-            raise ValueError(
-                f"attention = {attention} names a level outside 0..{len(multipliers) - 1}"
-            )
+            raise ValueError(f"attention = {attention} names a level outside 0..{len(multipliers) - 1}")
         self.config = {
             "channels": channels, "width": width, "multipliers": list(multipliers), "blocks": blocks,
             "patch": patch, "attention": list(attention), "condition_dim": condition_dim,
-            "conditioning": conditioning, "places": places,
+            "conditioning": conditioning, "positions": positions,
         }  # fmt: skip
-        pooled_dim, token_dim = listened_to(condition_dim, conditioning, bool(attention))
+        pooled_dim, token_dim = condition_widths(condition_dim, conditioning, bool(attention))
         self.channels, self.patch, self.condition_dim = channels, patch, condition_dim
-        self.places = places
+        self.positions = positions
         self.multiple = patch * 2 ** (len(multipliers) - 1)
         self.embedding = Embedding(4 * width, pooled_dim)
 
@@ -128,7 +126,7 @@ class UNet(nn.Module):
         shortcut = self.shortcut(embedding)[:, :, None, None] * x  # (B, channels, H, W)
         x = F.pixel_unshuffle(x, self.patch)  # (B, channels * patch², H / patch, W / patch)
         h = self.first(x.contiguous(memory_format=torch.channels_last))
-        if self.places:
+        if self.positions:
             codes = image_positions(h.shape[2], h.shape[3], h.shape[1])  # (H * W / patch², width)
             h = h + codes.T.unflatten(1, h.shape[2:]).to(h)
         skips = [h]
@@ -149,9 +147,7 @@ class Block(nn.Module):
     """Two convolutions around a residual path, scaled and shifted by the embedding (FiLM, Perez et al.
     2018), followed by attention on the levels that have it."""
 
-    def __init__(
-        self, c_in: int, c_out: int, embedding_dim: int, attend: bool, condition_dim: int | None
-    ):
+    def __init__(self, c_in: int, c_out: int, embedding_dim: int, attend: bool, condition_dim: int | None):
         super().__init__()
         self.norm1, self.conv1 = nn.GroupNorm(8, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.scale_shift = nn.Linear(embedding_dim, 2 * c_out)

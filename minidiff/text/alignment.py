@@ -41,9 +41,7 @@ class Alignment:
         frozen = copy.deepcopy(self.clip).eval().requires_grad_(False)
         object.__setattr__(self, "clip", frozen)  # the way to set a field of a frozen dataclass
 
-    def term(
-        self, captions: Sequence[str]
-    ) -> Callable[[Tensor, NoiseLevel, Tensor | None], Tensor]:
+    def term(self, captions: Sequence[str]) -> Callable[[Tensor, NoiseLevel, Tensor | None], Tensor]:
         """The term for the samples of one batch, as :func:`minidiff.loss` takes it.
 
         The captions are read here, once: the term itself is a function of tensors.
@@ -56,9 +54,7 @@ class Alignment:
             caption was withheld, or None. It gives the mean over the batch, a tensor of shape ().
         """
         with torch.no_grad():
-            text = self.clip.embed_captions(
-                captions
-            )  # (B, D), a row of zeros for the empty caption
+            text = self.clip.embed_captions(captions)  # (B, D), a row of zeros for the empty caption
 
         def term(x0: Tensor, level: NoiseLevel, drop: Tensor | None = None) -> Tensor:
             vectors = text.to(x0.device)

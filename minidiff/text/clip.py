@@ -55,9 +55,7 @@ class CLIP(nn.Module):
     ):
         super().__init__()
         self.model = model
-        self.text = TextEncoder(
-            model.text_model, tokenizer, model.config.text_config.max_position_embeddings
-        )
+        self.text = TextEncoder(model.text_model, tokenizer, model.config.text_config.max_position_embeddings)
         self.mean, self.std = tuple(mean), tuple(std)
 
     @classmethod
@@ -178,9 +176,7 @@ class CLIP(nn.Module):
         text.frozen = frozen
         return text
 
-    def save_pretrained(
-        self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None
-    ) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write the files that ``transformers`` reads as a CLIPModel with its tokenizer and processor.
 
         Args:
@@ -192,9 +188,7 @@ class CLIP(nn.Module):
             size={"shortest_edge": side}, crop_size={"height": side, "width": side},
             image_mean=list(self.mean), image_std=list(self.std),
         )  # fmt: skip
-        state = {
-            key: value.to(dtype).contiguous() for key, value in self.model.state_dict().items()
-        }
+        state = {key: value.to(dtype).contiguous() for key, value in self.model.state_dict().items()}
         with fill_folder(folder) as scratch:
             self.model.save_pretrained(scratch, state_dict=state)
             self.text.save_tokenizer(scratch)
@@ -218,9 +212,7 @@ class CLIP(nn.Module):
         try:
             place = locate_pretrained(name)
             with quiet_loading():
-                model = CLIPModel.from_pretrained(
-                    place, dtype=torch.float32, attn_implementation="eager"
-                )
+                model = CLIPModel.from_pretrained(place, dtype=torch.float32, attn_implementation="eager")
             tokenizer = AutoTokenizer.from_pretrained(place)
             processor = CLIPImageProcessor.from_pretrained(place)
         except (OSError, ValueError) as error:

@@ -68,9 +68,7 @@ class TextEncoder(nn.Module):
     ):
         super().__init__()
         if not tokenizer.is_fast:
-            raise ValueError(
-                f"{type(tokenizer).__name__} is a slow tokenizer: give its fast version"
-            )
+            raise ValueError(f"{type(tokenizer).__name__} is a slow tokenizer: give its fast version")
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
         self.projection: nn.Linear | None = None  # see reduce
         self._cache: OrderedDict[bytes, Tensor] = OrderedDict()  # what was read -> (T, D)
@@ -142,9 +140,7 @@ class TextEncoder(nn.Module):
             config = AutoConfig.from_pretrained(place)
             tokenizer = AutoTokenizer.from_pretrained(place)
         except (OSError, ValueError, KeyError) as error:
-            raise FileNotFoundError(
-                f"no text encoder {os.fspath(name)!r}: {first_line(error)}"
-            ) from error
+            raise FileNotFoundError(f"no text encoder {os.fspath(name)!r}: {first_line(error)}") from error
         with quiet_loading():
             whole = _architecture(config, name).from_pretrained(
                 place, dtype=torch.float32, attn_implementation="eager"
@@ -154,9 +150,7 @@ class TextEncoder(nn.Module):
         if max_length is None:
             max_length = most
         elif not 1 <= max_length <= most:
-            raise ValueError(
-                f"max_length = {max_length}: {os.fspath(name)!r} takes 1 to {most} tokens"
-            )
+            raise ValueError(f"max_length = {max_length}: {os.fspath(name)!r} takes 1 to {most} tokens")
         return cls(_without_pooler(model), tokenizer, max_length, frozen=frozen)
 
     @property
@@ -251,9 +245,7 @@ class TextEncoder(nn.Module):
             ValueError: captions in place of their numbers.
         """
         if not isinstance(ids, Tensor):
-            raise ValueError(
-                f"ids = {reprlib.repr(ids)} are no numbers: give encoder.ids(captions)"
-            )
+            raise ValueError(f"ids = {reprlib.repr(ids)} are no numbers: give encoder.ids(captions)")
         tokens = self._frozen_states(ids) if self.frozen else self._states(ids)
         mask = (ids >= 0).to(tokens.device)
         if isinstance(self.model, CLIPTextModel):
@@ -277,9 +269,7 @@ class TextEncoder(nn.Module):
     def _frozen_states(self, ids: Tensor) -> Tensor:
         """The same without gradients; what was read before is looked up."""
         ids = ids.cpu()
-        lengths = (
-            (ids >= 0).mul(torch.arange(1, ids.shape[1] + 1)).amax(1)
-        )  # up to the last token read
+        lengths = (ids >= 0).mul(torch.arange(1, ids.shape[1] + 1)).amax(1)  # up to the last token read
         keys = [row[:length].numpy().tobytes() for row, length in zip(ids, lengths, strict=True)]
         new = {key: i for i, key in enumerate(keys) if key not in self._cache}
         found = {key: self._cache[key] for key in keys if key in self._cache}
@@ -333,9 +323,7 @@ class TextEncoder(nn.Module):
         """The encoder that :meth:`config` described, with the tokenizer in ``folder``, untrained."""
         settings = dict(config["model"])
         model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        model = _architecture(model_config, folder).from_config(
-            model_config, attn_implementation="eager"
-        )
+        model = _architecture(model_config, folder).from_config(model_config, attn_implementation="eager")
         tokenizer = AutoTokenizer.from_pretrained(Path(folder))
         frozen = config.get("frozen", False)  # not in files of the first version
         encoder = cls(_without_pooler(model), tokenizer, config["max_length"], frozen=frozen)
@@ -350,9 +338,7 @@ def _architecture(config: PretrainedConfig, name: str | os.PathLike[str]) -> Any
         return CLIPModel
     if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
         return AutoModelForTextEncoding
-    if config.is_encoder_decoder or not (
-        hasattr(config, "vocab_size") and hasattr(config, "hidden_size")
-    ):
+    if config.is_encoder_decoder or not (hasattr(config, "vocab_size") and hasattr(config, "hidden_size")):
         raise ValueError(
             f"{os.fspath(name)!r} is a {config.model_type!r} model, not a text encoder: "
             "use one of CLIP, T5 or BERT's kind"

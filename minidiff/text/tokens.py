@@ -16,9 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 UNKNOWN, PAD, END = "[UNK]", "[PAD]", "[END]"
 
 
-def word_tokenizer(
-    captions: Iterable[str], max_length: int, *, end: bool = False
-) -> PreTrainedTokenizerFast:
+def word_tokenizer(captions: Iterable[str], max_length: int, *, end: bool = False) -> PreTrainedTokenizerFast:
     """A tokenizer with one token per word or sign of the captions, in order of the alphabet.
 
     Args:
@@ -55,9 +53,7 @@ def word_tokenizer(
     )  # fmt: skip
 
 
-def token_ids(
-    tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_length: int
-) -> Tensor:
+def token_ids(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_length: int) -> Tensor:
     """Captions as numbers: (B, T) int64, -1 where nothing is to be read.
 
     Words the tokenizer does not know are not read, as no model was trained on them, and captions that

@@ -3,8 +3,8 @@
 Captions of critters are exactly true, so a classifier trained on the renderer can score a text-to-image
 model: did the picture show what the prompt asked for? The reader sees every animal-hat pair, held-out
 ones too, or it would be blind where it matters; its own error on fresh renders bounds what its scores
-can mean. One reader looks at portraits (:mod:`~minidiff.data.critters`), another at scenes of two
-(:mod:`~minidiff.data.duo`), where it also says when it sees one critter only.
+can mean. One reader looks at single critters, another at scenes of two, where it also says when it sees
+one critter only.
 """
 
 import json
@@ -19,13 +19,14 @@ from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from minidiff.data import duo
+from minidiff.critters.data import Critters
+from minidiff.critters.drawing import draw
+from minidiff.critters.scene import ATTRIBUTES, NOBODY, OWN, PAIR_ATTRIBUTES, Shown, labels, words
 from minidiff.data.batches import Batches
-from minidiff.data.critters import ATTRIBUTES, Critter, Critters, labels
 from minidiff.files import SHIPPED, fill_folder
 
-SHIPPED_READER = SHIPPED / "critters-reader"
-SHIPPED_DUO_READER = SHIPPED / "critters-duo-reader"
+READERS = {1: "critters-reader", 2: "critters-duo-reader"}
+"""The readers that come with minidiff, by the number of critters they read."""
 IGNORED = -100
 """The label of an attribute that a picture does not have: what cross-entropy leaves out."""
 
@@ -35,16 +36,13 @@ class AttributeReader(nn.Module):
 
     Args:
         width: channels of the first layer.
-        attributes: the values of each attribute: those of a critter, or :data:`duo.ATTRIBUTES
-            <minidiff.data.duo.ATTRIBUTES>`.
+        attributes: the values of each attribute: those of a critter, or
+            :data:`~minidiff.critters.scene.PAIR_ATTRIBUTES`.
         features: width of the hidden layer.
     """
 
     def __init__(
-        self,
-        width: int = 32,
-        attributes: Mapping[str, Sequence[str]] = ATTRIBUTES,
-        features: int = 128,
+        self, width: int = 32, attributes: Mapping[str, Sequence[str]] = ATTRIBUTES, features: int = 128
     ):
         super().__init__()
         self.width = width
@@ -53,21 +51,19 @@ class AttributeReader(nn.Module):
         layers: list[nn.Module] = []
         c_in = 3
         for c_out in (width, 2 * width, 4 * width, 4 * width):  # 64 -> 32 -> 16 -> 8 -> 4
-            layers += [
-                nn.Conv2d(c_in, c_out, 3, stride=2, padding=1),
-                nn.GroupNorm(8, c_out),
-                nn.SiLU(),
-            ]
+            layers += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(8, c_out), nn.SiLU()]
             c_in = c_out
-        self.trunk = nn.Sequential(
-            *layers, nn.Flatten(), nn.Linear(64 * width, features), nn.SiLU()
-        )
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(features, len(v)) for name, v in self.attributes.items()}
-        )
+        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * width, features), nn.SiLU())
+        self.heads = nn.ModuleDict({name: nn.Linear(features, len(v)) for name, v in self.attributes.items()})
+
+    @property
+    def count(self) -> int:
+        """How many critters it looks for, 1 or 2."""
+        return 2 if "relation" in self.attributes else 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (B, num_features) of images (B, 3, H, W) in [-1, 1]; other sizes are brought to 64x64."""
+        """Features (B, num_features) of images (B, 3, H, W) in [-1, 1]; other sizes are brought to
+        64x64."""
         if x.shape[2:] != (64, 64):
             x = F.interpolate(x, (64, 64), mode="bilinear", antialias=True)
         return self.trunk(x)
@@ -80,32 +76,32 @@ class AttributeReader(nn.Module):
     @torch.no_grad()
     def read(self, x: Tensor) -> list[dict[str, str]]:
         """For each of B images (B, 3, H, W) in [-1, 1] the most likely value of every attribute."""
-        seen = []
+        read = []
         for part in x.split(256):  # the first layer's output is many times larger than the images
             numbers = {n: logits.argmax(1).tolist() for n, logits in self.logits(part).items()}
-            seen += [
+            read += [
                 {name: values[numbers[name][i]] for name, values in self.attributes.items()}
                 for i in range(len(part))
             ]
-        return seen
+        return read
 
     def correct(
-        self, x: Tensor, critters: Sequence[Critter], attributes: Sequence[str] = ("animal", "hat")
+        self, x: Tensor, scenes: Sequence[Shown], attributes: Sequence[str] = ("animal", "hat")
     ) -> list[bool]:
-        """For each image of one critter whether all the named attributes read as they should.
+        """For each image whether all the named attributes read as they should.
 
         Args:
             x: (B, 3, H, W) in [-1, 1].
-            critters: what was asked for, B of them.
-            attributes: names out of :data:`~minidiff.data.critters.ATTRIBUTES`.
+            scenes: what was asked for, B of them.
+            attributes: names out of the reader's own.
         """
         return [
-            all(seen[name] == getattr(critter, name) for name in attributes)
-            for seen, critter in zip(self.read(x), critters, strict=True)
+            all(read[name] == expected[name] for name in attributes)
+            for read, expected in zip(self.read(x), map(words, scenes), strict=True)
         ]
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and reader.safetensors, each replaced whole."""
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write config.json and reader.safetensors, each whole; weights in ``dtype`` or as they are."""
         config = {
             "format": "minidiff-reader-1",
             "width": self.width,
@@ -114,80 +110,34 @@ class AttributeReader(nn.Module):
         }
         with fill_folder(folder) as scratch:
             (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            (scratch / "reader.safetensors").write_bytes(save(self.state_dict()))
+            (scratch / "reader.safetensors").write_bytes(
+                save({key: value.to(dtype) for key, value in self.state_dict().items()})
+            )
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str] = SHIPPED_READER) -> "AttributeReader":
-        """The reader in ``folder``; without one, the reader shipped with minidiff.
+    def from_pretrained(cls, name: str | os.PathLike[str] = READERS[1]) -> "AttributeReader":
+        """A trained reader, in eval mode.
+
+        Args:
+            name: a folder, or one of :data:`READERS`.
 
         Raises:
             FileNotFoundError: the folder holds no reader.
         """
-        folder = Path(folder)
+        folder = Path(name) if Path(name).exists() else SHIPPED / name
         if not (folder / "reader.safetensors").is_file():
             raise FileNotFoundError(
-                f"{folder} holds no reader: `minidiff train critters-reader` makes one, "
+                f"{os.fspath(name)} holds no reader: `minidiff train critters-reader` makes one, "
                 "and critters-duo-reader one for two critters"
             )
         config = json.loads((folder / "config.json").read_text())
-        reader = cls(
-            config["width"], config.get("attributes", ATTRIBUTES), config.get("features", 128)
-        )
+        reader = cls(config["width"], config.get("attributes", ATTRIBUTES), config.get("features", 128))
         reader.load_state_dict(load_file(folder / "reader.safetensors"))
         return reader.eval().requires_grad_(False)
 
 
-def train_reader(
-    reader: AttributeReader,
-    steps: int = 1500,
-    *,
-    images: int = 40_000,
-    batch_size: int = 128,
-    seed: int = 1,
-) -> Iterator[float]:
-    """Train a reader of critters on fresh renders of all pairs, yielding the loss of each step.
-
-    Half of the pictures are made worse by :func:`degrade`.
-
-    Args:
-        reader: trained in place.
-        steps: optimizer steps.
-        images: renders to train on.
-        batch_size: images per step.
-        seed: of renders, shuffles and noise.
-    """
-    rendering = Critters(images, split="all", seed=seed).render()
-    truth = [labels(critter) for critter in rendering.critters]
-    yield from _fit(reader, rendering.images, truth, steps, batch_size, seed)
-
-
-def train_duo_reader(
-    reader: AttributeReader,
-    steps: int = 6000,
-    *,
-    images: int = 60_000,
-    batch_size: int = 128,
-    seed: int = 1,
-) -> Iterator[float]:
-    """Train a reader of two critters as :func:`train_reader` does, yielding the loss of each step.
-
-    From one scene of eight a critter is missing. What is left is the first, and the second is nobody.
-
-    Args:
-        reader: trained in place; its attributes are :data:`duo.ATTRIBUTES
-            <minidiff.data.duo.ATTRIBUTES>`.
-        steps: optimizer steps.
-        images: renders to train on.
-        batch_size: images per step.
-        seed: of renders, shuffles and noise.
-    """
-    data = _SomeIncomplete(images, split="all", seed=seed)
-    truth = [data.labels(index) for index in range(images)]
-    yield from _fit(reader, data.images(), truth, steps, batch_size, seed)
-
-
-class _SomeIncomplete(duo.Duo):
-    """Scenes of which every eighth lacks a critter."""
+class _SomeIncomplete(Critters):
+    """Scenes of two of which every eighth lacks a critter."""
 
     def missing(self, index: int) -> Literal["first", "second"] | None:
         if index % 8:
@@ -195,19 +145,19 @@ class _SomeIncomplete(duo.Duo):
         return "first" if index % 16 else "second"
 
     def image(self, index: int) -> Image.Image:
-        return duo.draw(
-            self.scene(index), self.size, self.chance(index, "picture"), without=self.missing(index)
-        )
+        rng = self.chance(index, "picture")
+        return draw(self.scene(index), self.size, rng, without=self.missing(index))
 
     def labels(self, index: int) -> dict[str, int]:
-        numbers, missing = duo.labels(self.scene(index)), self.missing(index)
+        """What is left is the first, and the second is nobody."""
+        numbers, missing = labels(self.scene(index)), self.missing(index)
         if missing is None:
             return numbers
         left = "second" if missing == "first" else "first"
         alone = dict.fromkeys(numbers, IGNORED)
-        alone |= {f"first_{name}": numbers[f"{left}_{name}"] for name in duo.OWN}
+        alone |= {f"first_{name}": numbers[f"{left}_{name}"] for name in OWN}
         alone["background"] = numbers["background"]
-        alone["second_animal"] = duo.ATTRIBUTES["second_animal"].index(duo.NOBODY)
+        alone["second_animal"] = PAIR_ATTRIBUTES["second_animal"].index(NOBODY)
         return alone
 
 
@@ -221,26 +171,38 @@ def degrade(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(kind == 0, noisy, torch.where(kind == 1, blurred, x))
 
 
-def _fit(
-    reader: AttributeReader,
-    images: Tensor,  # (N, 3, S, S) uint8
-    truth: Sequence[Mapping[str, int]],  # N
-    steps: int,
-    batch_size: int,
-    seed: int,
+def train_reader(
+    reader: AttributeReader, steps: int = 1500, *, images: int = 40_000, batch_size: int = 128, seed: int = 1
 ) -> Iterator[float]:
+    """Train a reader on fresh renders of all pairs, yielding the loss of each step.
+
+    Half of the pictures are made worse by :func:`degrade`. Of the scenes that a reader of two sees, one
+    of eight lacks a critter.
+
+    Args:
+        reader: trained in place; its attributes say whether it reads one critter or two.
+        steps: optimizer steps.
+        images: renders to train on.
+        batch_size: images per step.
+        seed: of renders, shuffles and noise.
+    """
+    if reader.count == 1:
+        rendering = Critters(images, split="all", seed=seed).render()
+        pixels, truth = rendering.images, [labels(critter) for critter in rendering.scenes]
+    else:
+        data = _SomeIncomplete(images, split="all", seed=seed, count=2)
+        pixels, truth = data.images(), [data.labels(index) for index in range(images)]
     optimizer = torch.optim.AdamW(reader.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    batches = iter(Batches(images, lambda index, epoch: str(index), batch_size, seed=seed))
+    batches = iter(Batches(pixels, lambda index, epoch: str(index), batch_size, seed=seed))
     for _ in range(steps):
         x, numbers = next(batches)
         x = degrade(x, generator)
         target = {n: torch.tensor([truth[int(i)][n] for i in numbers]) for n in reader.attributes}
         logits = reader.logits(x)
         loss = sum(
-            F.cross_entropy(logits[name], target[name], ignore_index=IGNORED)
-            for name in reader.attributes
+            F.cross_entropy(logits[name], target[name], ignore_index=IGNORED) for name in reader.attributes
         )
         assert isinstance(loss, Tensor)
         optimizer.zero_grad()

@@ -1,0 +1,288 @@
+"""How well does a model of critters follow its prompts? Scored exactly, by the attribute reader."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minidiff.critters.captions import prompt, vocabulary
+from minidiff.critters.data import Critters
+from minidiff.critters.reader import READERS, AttributeReader
+from minidiff.critters.scene import (
+    ATTRIBUTES,
+    EXCHANGES,
+    HELD_OUT,
+    NOBODY,
+    OWN,
+    POSITIONS,
+    Scene,
+    Shown,
+    Split,
+    exchange,
+    sample_critter,
+    sample_scene,
+    words,
+)
+from minidiff.denoiser import Diffusion
+from minidiff.metrics import Interval, frechet_distance, kernel_distance, proportion
+from minidiff.pipeline import TextToImage
+from minidiff.pixels import from_bytes
+from minidiff.text import CLIP
+
+SPLITS: tuple[tuple[str, Split], ...] = (("seen", "train"), ("held-out", "held_out"))
+FRESH = 2**31 - 1
+"""A seed that no training run uses by default."""
+FEWEST = 40
+"""Images below which the distances have no error bars."""
+
+
+def evaluate(
+    pipe: TextToImage,
+    count: int = 1,
+    *,
+    prompts: int = 512,
+    steps: int = 20,
+    guidance: float = 3.0,
+    sampler: str = "dpmpp_2m",
+    seed: int = 0,
+    reader: AttributeReader | None = None,
+) -> dict[str, Interval]:
+    """Prompt accuracy on seen and on held-out animal-hat pairs, and distances to real renders.
+
+    For each split, ``prompts`` random critters or scenes are asked for. Of single critters the even prompts
+    state animal and hat alone ("a cat in a top hat"), the odd ones everything; scenes of two are asked for
+    in full. In a held-out scene at least one critter wears a hat that it never wore in training. The reader
+    says what each sample shows, :func:`shares_of_one` and :func:`shares_of_two` how much of it is right.
+
+    Args:
+        pipe: the model.
+        count: critters in a picture, 1 or 2.
+        prompts: prompts per split, one image each.
+        steps: sampling steps.
+        guidance: guidance scale.
+        sampler: name of the sampler.
+        seed: of prompts and noise.
+        reader: who looks; None for the one that is shipped.
+
+    Returns:
+        Scores by name, such as "held-out: binding". "reader on renders" is the reader's own accuracy on
+        fresh renders, the ceiling of the others. Fréchet and kernel distance compare the samples of seen
+        pairs with as many renders, in the reader's features: they say nothing about FID in Inception's.
+
+    Raises:
+        ValueError: the model does not know the words of the captions.
+    """
+    if missing := unknown_words(pipe.model, vocabulary(count)):
+        name = "critters" if count == 1 else "critters-duo"
+        raise ValueError(f"not a {name} model: it does not know the word {missing[0]!r}")
+    reader = AttributeReader.from_pretrained(READERS[count]) if reader is None else reader
+    scores: dict[str, Interval] = {}
+    drawn: dict[str, Tensor] = {}
+    for name, split in SPLITS:
+        rng = random.Random(f"evaluate {'' if count == 1 else 'duo '}{seed} {split}")
+        expected: list[Shown] = [
+            sample_critter(rng, split) if count == 1 else sample_scene(rng, split) for _ in range(prompts)
+        ]
+        attributes = [tuple(ATTRIBUTES) if count == 1 and i % 2 else None for i in range(prompts)]
+        texts = [prompt(e, stated) for e, stated in zip(expected, attributes, strict=True)]
+        drawn[name] = pipe(texts, steps=steps, guidance=guidance, sampler=sampler, seed=seed).tensors
+        shares = shares_of_one if count == 1 else shares_of_two
+        found = shares(reader.read(drawn[name]), [words(e) for e in expected])
+        scores |= {f"{name}: {what}": score for what, score in found.items()}
+    size, whole = drawn["seen"].shape[-1], "animal and hat" if count == 1 else "full scene"
+    scores[f"reader on renders: {whole}"] = reader_accuracy(reader, size=size)[whole]
+    if prompts >= FEWEST:
+        real = Critters(prompts, size, "train", seed=2**31 + seed, count=count).images()
+        for what, distance in (("Fréchet", frechet_distance), ("kernel", kernel_distance)):
+            score = distance(drawn["seen"], from_bytes(real), reader)
+            scores[f"{what} distance, reader features"] = score
+    return scores
+
+
+def accuracy(
+    reader: AttributeReader, x: Tensor, scenes: Sequence[Shown], attributes: Sequence[str] = ("animal", "hat")
+) -> Interval:
+    """Share of images (B, 3, H, W) in [-1, 1] in which all the named attributes are as asked for."""
+    return proportion(sum(reader.correct(x, scenes, attributes)), len(x))
+
+
+Words = Mapping[str, str]
+
+
+def shares_of_one(read: Sequence[Words], expected: Sequence[Words]) -> dict[str, Interval]:
+    """Shares of images of one critter in which animal and hat are right; and of the odd ones, whose
+    prompts state everything, those in which all five attributes are.
+
+    Args:
+        read: what the reader saw, by attribute.
+        expected: what was asked for, as many.
+
+    Raises:
+        ValueError: not as many scenes as images.
+    """
+    pair = ("animal", "hat")
+    right = [all(r[n] == e[n] for n in pair) for r, e in zip(read, expected, strict=True)]
+    whole = [dict(r) == dict(e) for r, e in zip(read[1::2], expected[1::2], strict=True)]
+    return {
+        "animal and hat": proportion(sum(right), len(right)),
+        "all attributes": proportion(sum(whole), len(whole)),
+    }
+
+
+def shares_of_two(read: Sequence[Words], expected: Sequence[Words]) -> dict[str, Interval]:
+    """Shares of images of two critters in which this or that is right, in the manner of GenEval (Ghosh
+    et al.
+    2023).
+
+    * objects: both animals and both hats are somewhere;
+    * count: no critter is missing. A reader of two positions cannot see a third;
+    * colours: both furs and both hat colours are somewhere;
+    * position: the right animals stand in the right positions, side by side or one above the other;
+    * binding: each animal has its own fur, hat and hat colour, wherever it stands;
+    * full scene: everything is right, the background too.
+
+    Args:
+        read: what the reader saw: :data:`~minidiff.critters.scene.PAIR_ATTRIBUTES` by name.
+        expected: what was asked for, as many.
+
+    Raises:
+        ValueError: not as many scenes as images.
+    """
+    right: Counter[str] = Counter()
+    for r, e in zip(read, expected, strict=True):
+        same = {name: _both(r, [name]) == _both(e, [name]) for name in OWN}
+        right["objects"] += same["animal"] and same["hat"]
+        right["count"] += NOBODY not in (r["first_animal"], r["second_animal"])
+        right["colours"] += same["fur"] and same["hat_color"]
+        right["position"] += all(r[n] == e[n] for n in ("relation", "first_animal", "second_animal"))
+        right["binding"] += _both(r, OWN) == _both(e, OWN)
+        right["full scene"] += dict(r) == dict(e)
+    return {name: proportion(number, len(expected)) for name, number in right.items()}
+
+
+def _both(words: Words, names: Iterable[str]) -> list[tuple[str, ...]]:
+    """What the two critters are, in an order that does not depend on their positions."""
+    return sorted(tuple(words[f"{position}_{name}"] for name in names) for position in POSITIONS)
+
+
+def reader_accuracy(
+    reader: AttributeReader, n: int = 4096, seed: int = FRESH, size: int = 64
+) -> dict[str, Interval]:
+    """The reader's own accuracy on ``n`` fresh renders of all pairs, by attribute and together."""
+    rendering = Critters(n, size, "all", seed, count=reader.count).render()
+    read = reader.read(from_bytes(rendering.images))
+    expected = [words(scene) for scene in rendering.scenes]
+
+    def share(names: Sequence[str]) -> Interval:
+        right = [all(r[m] == e[m] for m in names) for r, e in zip(read, expected, strict=True)]
+        return proportion(sum(right), n)
+
+    scores = {name: share([name]) for name in reader.attributes}
+    if reader.count == 2:
+        return scores | shares_of_two(read, expected)
+    return scores | {"animal and hat": share(("animal", "hat")), "all attributes": share(tuple(ATTRIBUTES))}
+
+
+@torch.no_grad()
+def clip_accuracy(clip: CLIP, n: int = 2048, seed: int = FRESH) -> dict[str, Interval]:
+    """How often a CLIP tells what a fresh render shows, by choosing the nearest of some captions.
+
+    For each attribute the captions state its values and nothing else ("a black critter"); for "animal
+    and hat" there are all 48 pairs ("a cat in a top hat"), and the renders with a pair of ``HELD_OUT``
+    are counted once more by themselves.
+    """
+    rendering = Critters(n, split="all", seed=seed).render()
+    x = from_bytes(rendering.images)
+    found = torch.cat([clip.embed_images(part) for part in x.split(256)])  # (n, D)
+    expected = [words(critter) for critter in rendering.scenes]
+
+    def right(captions: Mapping[Any, str], names: Sequence[str]) -> list[bool]:
+        nearest = (found @ clip.embed_captions(list(captions.values())).T).argmax(1).tolist()
+        values = list(captions)
+        return [values[i] == tuple(e[name] for name in names) for i, e in zip(nearest, expected, strict=True)]
+
+    scores = {}
+    for name, values in ATTRIBUTES.items():
+        captions = {(value,): _ALONE[name].format(value) for value in values}
+        scores[name] = proportion(sum(right(captions, [name])), n)
+    pairs = {(a, h): f"a {a} in a {h}" for a in ATTRIBUTES["animal"] for h in ATTRIBUTES["hat"]}
+    both = right(pairs, ("animal", "hat"))
+    held_out = [ok for ok, e in zip(both, expected, strict=True) if (e["animal"], e["hat"]) in HELD_OUT]
+    scores["animal and hat"] = proportion(sum(both), n)
+    scores["held-out pairs"] = proportion(sum(held_out), len(held_out))
+    return scores
+
+
+_ALONE = {
+    "animal": "a {}",
+    "fur": "a {} critter",
+    "hat": "a critter in a {}",
+    "hat_color": "a critter in a {} hat",
+    "background": "a critter on a {} background",
+}
+
+
+@torch.no_grad()
+def binding_accuracy(clip: CLIP, n: int = 2048, seed: int = FRESH) -> dict[str, Interval]:
+    """How often a CLIP of two critters finds the true one of two captions that state everything.
+
+    The other differs by one exchange between the critters: of places, furs, hats or hat colours
+    (:func:`~minidiff.critters.scene.exchange`). Both hold the same words, so a bag of words cannot tell
+    them apart (Yuksekgonul et al. 2023); a tie counts as wrong, a coin scores a half.
+
+    Args:
+        clip: one that knows the words of two critters.
+        n: renders, at least 32, or there may be none whose furs can be exchanged.
+        seed: of the renders.
+
+    Returns:
+        The share of renders whose true caption is nearer, by what is exchanged; "full scene" asks that
+        it is nearer than all exchanges that can be made.
+
+    Raises:
+        ValueError: ``n`` is below 32.
+    """
+    if n < 32:
+        raise ValueError(f"n = {n}: use at least 32 renders")
+    rendering = Critters(n, split="all", seed=seed, count=2).render()
+    x = from_bytes(rendering.images)
+    kinds: dict[str, list[bool]] = {"full scene": []}
+    for start in range(0, n, 256):
+        scenes = [s for s in rendering.scenes[start : start + 256] if isinstance(s, Scene)]
+        found = clip.embed_images(x[start : start + 256])
+
+        def cosine(captions: list[str], found: Tensor = found) -> Tensor:
+            return (found * clip.embed_captions(captions)).sum(1).cpu()
+
+        right = cosine([prompt(scene) for scene in scenes])
+        whole = torch.ones(len(scenes), dtype=torch.bool)
+        for kind in EXCHANGES:
+            mixed = [exchange(scene, kind) for scene in scenes]
+            nearer = right > cosine([prompt(m or s) for m, s in zip(mixed, scenes, strict=True)])
+            possible = torch.tensor([m is not None for m in mixed])
+            kinds.setdefault(kind, []).extend(nearer[possible].tolist())
+            whole &= nearer | ~possible
+        kinds["full scene"].extend(whole.tolist())
+    return {name: proportion(sum(nearer), len(nearer)) for name, nearer in kinds.items()}
+
+
+def count_of(model: Diffusion) -> int | None:
+    """How many critters a model draws, told from the words it knows one by one; None if that does not
+    tell. An encoder that takes words apart reads all of them, whatever the model draws."""
+    tokenizer: Any = getattr(model.encoder, "tokenizer", None)
+    known = tokenizer.get_vocab() if tokenizer else ()
+    # Whoever knows the words of two critters knows those of one too.
+    return next((n for n in (2, 1) if all(word in known for word in vocabulary(n))), None)
+
+
+def unknown_words(model: Diffusion, words: Iterable[str]) -> list[str]:
+    """Those of the words that the model's text encoder cannot read; all of them if it has none."""
+    words = list(words)
+    tokenizer: Any = getattr(model.encoder, "tokenizer", None)
+    if tokenizer is None:
+        return words
+    tokens = tokenizer(words, add_special_tokens=False)["input_ids"]
+    return [word for word, ids in zip(words, tokens, strict=True) if not ids or tokenizer.unk_token_id in ids]

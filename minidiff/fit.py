@@ -1,0 +1,132 @@
+"""A training run on disk: what ``minidiff train`` does with a recipe, step by step."""
+
+import json
+import os
+import signal
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minidiff.data import Batches
+from minidiff.denoiser import Diffusion
+from minidiff.pipeline import TextToImage
+from minidiff.pixels import save_grid
+from minidiff.recipes import Recipe
+from minidiff.state import LOG_EVERY, LossLog, saved_steps
+from minidiff.training import Step, processes, train
+
+
+def fit(
+    recipe: Recipe,
+    output: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    sample_every: int = 300,
+    save_every: int = 300,
+) -> Iterator[Step]:
+    """Train a recipe, step by step, writing into ``output``:
+
+    * ``config.json``, ``model.safetensors``, tokenizer files: the averaged model, for
+      ``TextToImage.from_pretrained(output)``;
+    * ``samples/step_000300.png`` and so on: one row per prompt of the recipe;
+    * ``training.safetensors``: what ``resume=True`` goes on from;
+    * ``loss.csv``: ``step,loss,lr,images_per_s`` of every tenth step, written as it goes.
+
+    An interrupt (Ctrl-C) lets the step in progress end, writes everything, and is raised again after.
+
+    Args:
+        recipe: what to train.
+        output: folder, made if missing.
+        seed: of data order, times and noise; the model's first weights come with the recipe.
+        resume: go on from ``training.safetensors`` in ``output``.
+        sample_every: steps between sample grids.
+        save_every: steps between saves.
+
+    Yields:
+        One :class:`~minidiff.training.Step` per optimizer step.
+
+    Raises:
+        FileNotFoundError: ``resume`` and there is nothing to resume.
+        FileExistsError: not ``resume``, and ``output`` holds a run already.
+        ValueError: ``resume``, and the run in ``output`` is of another network.
+        KeyboardInterrupt: after the interrupted run has been saved.
+    """
+    output = Path(output)
+    if not resume and (output / "training.safetensors").exists():
+        raise FileExistsError(f"{output} holds a training run: add --resume, or choose another folder")
+    # Every process takes its share of the batches, so a step uses up one batch per process.
+    start = saved_steps(output) * processes().num_processes if resume else 0
+    if resume:
+        _check_network(recipe.model, output)
+    source = recipe.source
+    batch_size = recipe.batch_size or min(128, len(source.images))
+    batches = Batches(source.images, source.caption, batch_size, seed=seed, start=start)
+    steps = train(
+        recipe.model, batches, recipe.steps,
+        lr=recipe.lr, weighting=recipe.weighting, seed=seed, resume=output if resume else None,
+    )  # fmt: skip
+
+    def save(step: Step) -> None:
+        step.save(output)
+        if step.is_main_process:
+            step.ema.save_pretrained(output, torch.float16)  # half the size, same pictures
+
+    images = batch_size * processes().num_processes
+    log = LossLog(output / "loss.csv", images, saved_steps(output) if resume else 0)
+    with _interrupts_between_steps() as interrupted:
+        for step in steps:
+            count = step.index + 1
+            if step.is_main_process and (count % LOG_EVERY == 0 or count == recipe.steps):
+                log(step.index, step.loss, step.lr)
+            if count % save_every == 0 or count == recipe.steps or interrupted():
+                save(step)
+            if interrupted():
+                raise KeyboardInterrupt
+            if step.is_main_process and (count % sample_every == 0 or count == recipe.steps):
+                drawn = TextToImage(step.ema)(recipe.prompts, num_images=8)
+                save_grid(drawn.tensors, output / "samples" / f"step_{count:06d}.png", ncols=8)
+            yield step
+
+
+def _check_network(model: Diffusion, folder: Path) -> None:
+    """Raise ValueError unless the run in ``folder`` is of the same network."""
+    saved = json.loads((folder / "config.json").read_text())["net"]
+    net: Any = model.net
+    name = type(net).__name__
+    if saved.pop("name") != name:
+        raise ValueError(f"{folder} holds a run of another kind of network, not of a {name}")
+    then = type(net)(**saved).config  # what an older file does not say has its default
+    for key, value in net.config.items():
+        if then[key] != value:
+            raise ValueError(
+                f"{folder} holds a run with {key} = {then[key]!r}, not {value!r}: resume it with that"
+            )
+
+
+@contextmanager
+def _interrupts_between_steps() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a note to be read between steps; a second one acts at once.
+
+    A step cut in half would leave weights and averages that belong to different steps.
+    """
+    caught = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield caught.is_set  # only the main thread is sent signals
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: types.FrameType | None) -> None:
+        caught.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield caught.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
