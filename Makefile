@@ -11,7 +11,6 @@ INSTALLED := $(VENV)/.installed
 LINTED    := _build/.linted
 UNITS     := _build/.units
 EXECUTED  := _build/.executed
-BEHAVIOUR := _build/.behaviour
 BOOK      := _build/html/index.html
 
 # Notebooks are opened by Jupyter, which leaves checkpoints; Python leaves caches. Neither is a source.
@@ -19,7 +18,6 @@ find = $(shell find $(1) -type f ! -path '*/__pycache__/*' ! -path '*/.ipynb_che
 
 LIBRARY   := pyproject.toml $(call find,minidiff)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
-RESULTS   := $(call find,notebooks/results)
 PAGES     := _config.yml _toc.yml $(call find,book)
 CHECKS    := $(call find,tests tools benchmarks studies) README.md environment.yml constraints.txt
 
@@ -57,7 +55,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 test: $(LINTED) $(UNITS) $(EXECUTED)
-	@echo "$$(cat $(EXECUTED)) 'make retest' runs everything again."
+	@echo "Tests and notebooks passed on these sources; 'make retest' runs everything again."
 
 retest:
 	@rm -f $(LINTED) $(UNITS) $(EXECUTED)
@@ -81,15 +79,12 @@ $(UNITS): $(INSTALLED) $(LIBRARY) $(NOTEBOOKS) $(PAGES) $(CHECKS)
 quick: $(LINTED)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow"
 
-# Every notebook if the library behaves differently, else those that changed. A docstring reruns none.
-$(EXECUTED): $(INSTALLED) $(BEHAVIOUR) $(NOTEBOOKS) $(RESULTS)
-	$(OFFLINE) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(if $(filter-out $(NOTEBOOKS),$?),notebooks,$(filter $(NOTEBOOKS),$?))
-	@mkdir -p $(@D)
-	@echo "Tests and notebooks passed on these sources, $$(date '+%Y-%m-%d %H:%M')." > $@
-
-# Looked at each time, written only when what the code does has changed.
-$(BEHAVIOUR): $(INSTALLED) force
-	@$(BIN)/python tools/fingerprint.py $@ minidiff
+# The notebooks that use something that does something else now; tools/stale.py tells. A docstring runs none.
+$(EXECUTED): $(INSTALLED) force
+	@stale="$$($(BIN)/python tools/stale.py $@)"; if [ -n "$$stale" ]; then \
+	  echo "Running:" $$stale; \
+	  $(OFFLINE) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $$stale && \
+	  $(BIN)/python tools/stale.py $@ --passed; fi
 
 format: $(INSTALLED)
 	$(BIN)/python -m ruff check --fix .

@@ -152,8 +152,9 @@ def doctor(
     if len(x0) < 2:
         raise ValueError(f"x0 holds {len(x0)} samples: give at least 2, better 256")
     condition = model.encode(condition)
-    if condition is not None and len(condition.pooled) != len(x0):
-        raise ValueError(f"{len(condition.pooled)} conditions for {len(x0)} samples: give one for each")
+    about = condition.pooled if isinstance(condition, Condition) else condition
+    if about is not None and len(about) != len(x0):
+        raise ValueError(f"{len(about)} conditions for {len(x0)} samples: give one for each")
     report.findings += _check_data(x0)
     if not x0.is_floating_point():
         return report

@@ -90,9 +90,9 @@ def variational_bound(
     first = levels[0]
     prior = _squares(first.alpha / first.sigma * x0) / 2
     steps = []
-    for level, target in pairwise(levels[:-1]):
-        guess = denoise(diffuse(x0, randn_like(x0, generator), level), level).x0
-        steps.append((target.snr - level.snr).to(x0) * _squares(x0 - guess) / 2)
+    for level_t, level_s in pairwise(levels[:-1]):
+        guess = denoise(diffuse(x0, randn_like(x0, generator), level_t), level_t).x0
+        steps.append((level_s.snr - level_t.snr).to(x0) * _squares(x0 - guess) / 2)
     last = levels[-2]
     guess = denoise(diffuse(x0, randn_like(x0, generator), last), last).x0
     std = (last.sigma / last.alpha).to(x0)
@@ -151,10 +151,10 @@ def flow_log_likelihood(
         share = 1 if probes is None else len(directions)
         return eps.detach(), divergence.detach() / share
 
-    for level, target in pairwise(path):
-        step = (target.sigma / target.alpha - level.sigma / level.alpha).to(y)
-        eps, divergence = slope(y, level)
-        eps_ahead, divergence_ahead = slope(y + step * eps, target)
+    for level_s, level_t in pairwise(path):
+        step = (level_t.sigma / level_t.alpha - level_s.sigma / level_s.alpha).to(y)
+        eps, divergence = slope(y, level_s)
+        eps_ahead, divergence_ahead = slope(y + step * eps, level_t)
         y = y + step * (eps + eps_ahead) / 2
         log_det = log_det + step * (divergence + divergence_ahead) / 2
     std = (path[-1].sigma / path[-1].alpha).to(y)

@@ -36,6 +36,7 @@ def score(
     wanted = [critters.sample_critter(rng, "all") for _ in range(n)]
     texts = [critters.prompt(c, EVERYTHING) for c in wanted]
     levels, parts = model.schedule.levels(20), []
+    assert model.shape is not None
     for start in range(0, n, 64):
         asked = texts[start : start + 64]
         denoise = md.guide(model.denoise, model.encode(asked), 3.0)

@@ -21,6 +21,7 @@ from scipy import stats
 import minidiff as md
 from minidiff.critters import Critters
 from minidiff.data import Batches
+from minidiff.denoiser import Conditioning
 from minidiff.files import write_whole
 from minidiff.text import Alignment
 
@@ -29,7 +30,7 @@ SIZE, PATCH, BATCH = 32, 4, 64  # a quarter of the recipe's patches, half of its
 
 
 def small_model(
-    text: md.TextEncoder, network: str = "UNet", conditioning: str = "both", size: int = SIZE
+    text: md.TextEncoder, network: str = "UNet", conditioning: Conditioning = "both", size: int = SIZE
 ) -> md.Diffusion:
     """The recipe's model for smaller pictures; result files say how many parameters each network has."""
     if network == "UNet":

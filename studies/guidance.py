@@ -120,8 +120,9 @@ def main() -> None:
     for seed, model in zip(SEEDS, models, strict=True):
         # What two sets of renders are apart, the least that can be asked for.
         _, wanted = asked_for(seed, arguments.pictures)
-        two = (renders(wanted, model.shape[-1], seed + other) for other in (100, 200))
-        floor.append(frechet_distance(*two, reader).value)
+        assert model.shape is not None
+        one, other = (renders(wanted, model.shape[-1], seed + more) for more in (100, 200))
+        floor.append(frechet_distance(one, other, reader).value)
     write(
         "guidance" if arguments.train is None else "guidance_small",
         settings=vars(arguments) | {"model": Path(arguments.model).name if arguments.train is None else None},

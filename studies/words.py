@@ -54,7 +54,7 @@ SYNONYMS: dict[str, dict[str, str]] = {
 def prompts(attribute: str, synonym: str, stands_for: str, n: int) -> list[str]:
     """``n`` prompts with the synonym; everything else in them is a word of the captions."""
     rng = random.Random(f"{attribute} {synonym}")
-    made = []
+    made: list[str] = []
     while len(made) < n:
         critter = critters.sample_critter(rng)
         if getattr(critter, attribute) != stands_for:
@@ -89,7 +89,7 @@ def nearest(encoder: md.TextEncoder) -> dict[str, str]:
 
     No denoiser has a part in this: it is what the encoder knows of single words.
     """
-    found = {}
+    found: dict[str, str] = {}
     with torch.no_grad():
         for attribute, words in SYNONYMS.items():
             values = critters.ATTRIBUTES[attribute]

@@ -75,6 +75,7 @@ def test_fashion_mnist_is_read_from_a_local_copy(tmp_path, zipped, below):
     write_idx(place / "train-labels-idx1-ubyte", (10,), bytes(range(10)), zipped)
     data = md.data.fashion_mnist(tmp_path)
     assert data.captions == list(fashion.CAPTIONS)
+    assert data.labels.tolist() == list(range(10))
     assert torch.equal(data.images[:, 0, 2:30, 2:30], pixels)
     assert data.images.shape == (10, 1, 32, 32)
     assert data.images.sum() == pixels.sum()  # the margin is black
@@ -89,7 +90,7 @@ def test_fashion_mnist_without_a_copy_says_what_to_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fashion, "DEBIAN", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(fashion, "FashionMNIST", offline)
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", offline)
     with pytest.raises(FileNotFoundError, match="--data-root") as error:
         md.data.fashion_mnist()
     assert "\n" not in str(error.value)

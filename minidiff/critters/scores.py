@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,11 +26,13 @@ from minidiff.critters.scene import (
     sample_scene,
     words,
 )
-from minidiff.denoiser import Diffusion
 from minidiff.metrics import Interval, frechet_distance, kernel_distance, proportion
-from minidiff.pipeline import TextToImage
 from minidiff.pixels import from_bytes
-from minidiff.text import CLIP
+
+if TYPE_CHECKING:
+    from minidiff.denoiser import Diffusion
+    from minidiff.pipeline import TextToImage
+    from minidiff.text import CLIP
 
 SPLITS: tuple[tuple[str, Split], ...] = (("seen", "train"), ("held-out", "held_out"))
 FRESH = 2**31 - 1
@@ -40,7 +42,7 @@ FEWEST = 40
 
 
 def evaluate(
-    pipe: TextToImage,
+    pipe: "TextToImage",
     count: int = 1,
     *,
     prompts: int = 512,
@@ -187,7 +189,7 @@ def reader_accuracy(
 
 
 @torch.no_grad()
-def clip_accuracy(clip: CLIP, n: int = 2048, seed: int = FRESH) -> dict[str, Interval]:
+def clip_accuracy(clip: "CLIP", n: int = 2048, seed: int = FRESH) -> dict[str, Interval]:
     """How often a CLIP tells what a fresh render shows, by choosing the nearest of some captions.
 
     For each attribute the captions state its values and nothing else ("a black critter"); for "animal
@@ -226,7 +228,7 @@ _ALONE = {
 
 
 @torch.no_grad()
-def binding_accuracy(clip: CLIP, n: int = 2048, seed: int = FRESH) -> dict[str, Interval]:
+def binding_accuracy(clip: "CLIP", n: int = 2048, seed: int = FRESH) -> dict[str, Interval]:
     """How often a CLIP of two critters finds the true one of two captions that state everything.
 
     The other differs by one exchange between the critters: of places, furs, hats or hat colours
@@ -269,7 +271,7 @@ def binding_accuracy(clip: CLIP, n: int = 2048, seed: int = FRESH) -> dict[str, 
     return {name: proportion(sum(nearer), len(nearer)) for name, nearer in kinds.items()}
 
 
-def count_of(model: Diffusion) -> int | None:
+def count_of(model: "Diffusion") -> int | None:
     """How many critters a model draws, told from the words it knows one by one; None if that does not
     tell. An encoder that takes words apart reads all of them, whatever the model draws."""
     tokenizer: Any = getattr(model.encoder, "tokenizer", None)
@@ -278,7 +280,7 @@ def count_of(model: Diffusion) -> int | None:
     return next((n for n in (2, 1) if all(word in known for word in vocabulary(n))), None)
 
 
-def unknown_words(model: Diffusion, words: Iterable[str]) -> list[str]:
+def unknown_words(model: "Diffusion", words: Iterable[str]) -> list[str]:
     """Those of the words that the model's text encoder cannot read; all of them if it has none."""
     words = list(words)
     tokenizer: Any = getattr(model.encoder, "tokenizer", None)

@@ -1,15 +1,13 @@
 """Fashion-MNIST: 60,000 real pictures of clothes, with their kinds as captions (Xiao et al. 2017)."""
 
 import gzip
-import math
 import os
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.datasets import FashionMNIST
 
 CAPTIONS = (
     "a t-shirt", "a pair of trousers", "a pullover", "a dress", "a coat",
@@ -27,10 +25,12 @@ class CaptionedImages(NamedTuple):
     Attributes:
         images: (N, C, H, W) uint8.
         captions: N strings.
+        labels: (N,) int64, the class of each.
     """
 
     images: Tensor
     captions: list[str]
+    labels: Tensor
 
 
 def fashion_mnist(
@@ -53,6 +53,8 @@ def fashion_mnist(
     """
     if size < 28:
         raise ValueError(f"size = {size}: the pictures are 28x28 and are only padded, never shrunk")
+    from torchvision.datasets import FashionMNIST  # not needed by who never comes here
+
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidiff"
     places = [Path(root)] if root is not None else [DEBIAN, cache]
     folders = [folder for place in places for folder in (place, place / "FashionMNIST" / "raw")]
@@ -76,22 +78,20 @@ def fashion_mnist(
     before = (size - 28) // 2
     after = size - 28 - before
     padded = F.pad(images, (before, after, before, after))[:, None]  # (N, 1, size, size)
-    return CaptionedImages(padded, [CAPTIONS[label] for label in labels.tolist()])
+    return CaptionedImages(padded, [CAPTIONS[label] for label in labels.tolist()], labels.long())
 
 
 def _read(file: Path) -> Tensor | None:
-    """The numbers in an idx file, gzipped or not; None where there is no such file."""
+    """The numbers in an idx file, gzipped or not, as torchvision reads it; None if there is no such file."""
+    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+
     zipped = file.with_name(file.name + ".gz")
-    if zipped.is_file():
-        content = gzip.decompress(zipped.read_bytes())
-    elif file.is_file():
-        content = file.read_bytes()
-    else:
+    if not (zipped.is_file() or file.is_file()):
         return None
-    # Header: two zero bytes, type 8 (unsigned byte), number of dimensions, then each size, big-endian.
-    dimensions = content[3] if content[:3] == b"\0\0\x08" else 0
-    shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
-    values = content[4 + 4 * dimensions :]
-    if not dimensions or len(values) != math.prod(shape):
-        raise ValueError(f"{file} is damaged: not a complete idx file of bytes")
-    return torch.frombuffer(bytearray(values), dtype=torch.uint8).reshape(shape)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / file.name
+        try:
+            plain.write_bytes(gzip.decompress(zipped.read_bytes()) if zipped.is_file() else file.read_bytes())
+            return read_sn3_pascalvincent_tensor(str(plain))
+        except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError, EOFError) as error:
+            raise ValueError(f"{file} is damaged: not a complete idx file of bytes") from error
