@@ -133,10 +133,10 @@ def train(
         "caption_column": caption_column, "conditioning": conditioning,
     }  # fmt: skip
     if what in HELPERS:
-        if resume or text_encoder or conditioning != "both" or batch_size or lr:
+        if resume or text_encoder or conditioning != "both" or batch_size or lr or width != 64:
             raise ValueError(
-                f"{what} takes none of --resume, --text-encoder, --conditioning, --batch-size and --lr: "
-                "it is trained whole"
+                f"{what} takes none of --resume, --text-encoder, --conditioning, --width, --batch-size and "
+                "--lr: it is trained whole"
             )
         train_helper(what, output, steps, seed, options)
         return
@@ -151,13 +151,14 @@ def train(
     for name, value in (("steps", steps), ("batch_size", batch_size), ("lr", lr)):
         if value is not None:
             setattr(recipe, name, value)
-    for note in recipe.source.notes:
-        say(note)
-    parameters = sum(p.numel() for p in recipe.model.parameters()) / 1e6
-    say(f"{len(recipe.source.images)} images, {parameters:.1f} M parameters, {recipe.steps} steps")
+    # First what may be refused, then the model, then the data: they take longest.
     fitting = fit.fit(
         recipe, output, seed=seed, resume=resume, sample_every=sample_every, save_every=save_every
     )
+    parameters = sum(p.numel() for p in recipe.model.parameters()) / 1e6
+    for note in recipe.source.notes:
+        say(note)
+    say(f"{len(recipe.source.images)} images, {parameters:.1f} M parameters, {recipe.steps} steps")
     started = time.monotonic()
     quiet = not processes().is_main_process
     # tqdm counts what was done before towards the bar, not towards the rate.
@@ -251,6 +252,9 @@ def doctor(
     data: Annotated[str | None, typer.Argument(help=DATA)] = None,
     samples: Annotated[int, typer.Option(min=32, help="Images of the data to look at.")] = 256,
     data_root: Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column of a folder's metadata with the captions.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of data and noise.")] = 0,
 ) -> None:
     """Say what is wrong with a model, or what it has learned; exit code 2 if something is wrong."""
@@ -266,8 +270,10 @@ def doctor(
     if data is not None:
         if diffusion.shape is None:
             raise ValueError("the model does not say the shape of its images: look at it from Python")
-        size = diffusion.shape[-1]
-        source = get_recipe(data, size=size, images=samples, seed=seed, data_root=data_root).source
+        source = get_recipe(
+            data, size=diffusion.shape[-1], images=samples, seed=seed, data_root=data_root,
+            caption_column=caption_column,
+        ).source  # fmt: skip
         x0 = from_bytes(source.images[:samples])
         captions = source.captions(len(x0)) if diffusion.encoder is not None else None
     raw = None

@@ -38,7 +38,8 @@ def fit(
     * ``training.safetensors``: what ``resume=True`` goes on from;
     * ``loss.csv``: ``step,loss,lr,images_per_s`` of every tenth step, written as it goes.
 
-    An interrupt (Ctrl-C) lets the step in progress end, writes everything, and is raised again after.
+    An interrupt (Ctrl-C) lets the step in progress end, writes everything, and is raised again after. What
+    does not fit ``output`` is said at once, before data are drawn or read for a network that needs none.
 
     Args:
         recipe: what to train.
@@ -60,12 +61,19 @@ def fit(
     output = Path(output)
     if not resume and (output / "training.safetensors").exists():
         raise FileExistsError(f"{output} holds a training run: add --resume, or choose another folder")
-    # Every process takes its share of the batches, so a step uses up one batch per process.
-    start = saved_steps(output) * processes().num_processes if resume else 0
+    before = saved_steps(output) if resume else 0
     if resume:
         _check_network(recipe.model, output)
+    return _fit(recipe, output, seed, resume, before, sample_every, save_every)
+
+
+def _fit(
+    recipe: Recipe, output: Path, seed: int, resume: bool, before: int, sample_every: int, save_every: int
+) -> Iterator[Step]:
     source = recipe.source
     batch_size = recipe.batch_size or min(128, len(source.images))
+    # Every process takes its share of the batches, so a step uses up one batch per process.
+    start = before * processes().num_processes
     batches = Batches(source.images, source.caption, batch_size, seed=seed, start=start)
     steps = train(
         recipe.model, batches, recipe.steps,
@@ -78,7 +86,7 @@ def fit(
             step.ema.save_pretrained(output, torch.float16)  # half the size, same pictures
 
     images = batch_size * processes().num_processes
-    log = LossLog(output / "loss.csv", images, saved_steps(output) if resume else 0)
+    log = LossLog(output / "loss.csv", images, before)
     with _interrupts_between_steps() as interrupted:
         for step in steps:
             count = step.index + 1

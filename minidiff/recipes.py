@@ -41,13 +41,14 @@ class Source(NamedTuple):
     Attributes:
         images: (N, C, H, W) uint8.
         caption: caption of image i in an epoch, or a list of N captions.
-        held_back: images (M, C, H, W) uint8 and M captions that are not trained on; None if there are none.
+        held_back: brings images (M, C, H, W) uint8 and M captions that are not trained on; None if there
+            are none.
         notes: what the reader of the log should know, such as files that were skipped.
     """
 
     images: Tensor
     caption: Callable[[int, int], str] | Sequence[str]
-    held_back: tuple[Tensor, list[str]] | None = None
+    held_back: Callable[[], tuple[Tensor, list[str]]] | None = None
     notes: Sequence[str] = ()
 
     def captions(self, n: int) -> list[str]:
@@ -86,7 +87,7 @@ class Recipe:
 
     Attributes:
         load: brings the data.
-        build: makes an untrained model for them.
+        build: makes an untrained model; it asks the recipe for the source only where it must know it.
         score: measures a trained pipeline, ``score(pipe, recipe)``, with the keyword arguments of
             :func:`minidiff.critters.evaluate`.
         prompts: what the sample grids show; empty for the first captions of the data.
@@ -97,7 +98,7 @@ class Recipe:
     """
 
     load: Callable[[], Source]
-    build: Callable[[Source], Diffusion]
+    build: Callable[["Recipe"], Diffusion]
     score: Callable[..., dict[str, Interval]]
     prompts: list[str] = field(default_factory=list)
     steps: int = 1800
@@ -116,7 +117,7 @@ class Recipe:
     @cached_property
     def model(self) -> Diffusion:
         """The model, untrained."""
-        return self.build(self.source)
+        return self.build(self)
 
 
 def get_recipe(name: str | os.PathLike[str], **options: Any) -> Recipe:
@@ -214,7 +215,7 @@ def critters_recipe(options: Options, count: int) -> Recipe:
         data = Critters(options.images, size, seed=options.seed, count=count)
         return Source(data.images(), data.caption)
 
-    def build(source: Source) -> Diffusion:
+    def build(recipe: Recipe) -> Diffusion:
         text = options.encoder or CLIP.from_pretrained(clip).text_encoder()
         return text_to_image(text, (3, size, size), options, positions=count == 2)
 
@@ -233,11 +234,15 @@ def fashion_mnist_recipe(options: Options) -> Recipe:
         options: data_root and those of the model.
     """
 
-    def load() -> Source:
-        pictures, others = (fashion_mnist(options.data_root, train=train) for train in (True, False))
-        return Source(pictures.images, pictures.captions, (others.images, others.captions))
+    def held_back() -> tuple[Tensor, list[str]]:
+        data = fashion_mnist(options.data_root, train=False)
+        return data.images, data.captions
 
-    def build(source: Source) -> Diffusion:
+    def load() -> Source:
+        data = fashion_mnist(options.data_root)
+        return Source(data.images, data.captions, held_back)
+
+    def build(recipe: Recipe) -> Diffusion:
         return text_to_image(options.encoder or CAPTIONS, (1, 32, 32), options)
 
     return Recipe(load, build, score_held_back, list(CAPTIONS))
@@ -261,21 +266,24 @@ def folder_recipe(folder: str | os.PathLike[str], options: Options) -> Recipe:
     def read(split: str | None) -> FolderImages:
         return captioned_folder(folder, options.size, split=split, caption_column=options.caption_column)
 
+    def test_split() -> tuple[Tensor, list[str]]:
+        found = read("test")
+        return found.images, found.captions
+
     def load() -> Source:
         found = read(None)
         images, captions, notes = found.images, found.captions, found.notes
         if "test" in folder_splits(folder):
-            test = read("test")
-            return Source(images, captions, (test.images, test.captions), notes + test.notes)
+            return Source(images, captions, test_split, notes)
         if len(images) < FEWEST * HOLD_BACK:
             return Source(images, captions, None, notes)
         back = torch.arange(len(images)) % HOLD_BACK == HOLD_BACK - 1
         kept, aside = ([c for c, b in zip(captions, back, strict=True) if b == x] for x in (0, 1))
         notes.append(f"{len(aside)} of {len(images)} pictures are held back, for evaluation")
-        return Source(images[~back], kept, (images[back], aside), notes)
+        return Source(images[~back], kept, lambda: (images[back], aside), notes)
 
-    def build(source: Source) -> Diffusion:
-        words = options.encoder or source.captions(len(source.images))
+    def build(recipe: Recipe) -> Diffusion:
+        words = options.encoder or recipe.source.captions(len(recipe.source.images))
         return text_to_image(words, (3, options.size, options.size), options)
 
     return Recipe(load, build, score_held_back)
@@ -293,7 +301,7 @@ def score_held_back(pipe: TextToImage, recipe: Recipe, **how: Any) -> dict[str, 
             f"nothing is held back of {len(source.images)} pictures: put some into test/, or train on "
             f"{FEWEST * HOLD_BACK} or more"
         )
-    return evaluate_images(pipe, *source.held_back, **how)
+    return evaluate_images(pipe, *source.held_back(), **how)
 
 
 RECIPES: dict[str, Callable[[Options], Recipe]] = {

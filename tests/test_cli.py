@@ -103,6 +103,7 @@ def test_sample_rescales_and_guides_in_an_interval(minidiff, tmp_path):
             ["train", "critters", "-o", "run", "--text-encoder", "./nowhere"],
             "no text encoder './nowhere': there is no such folder",
         ),
+        (["train", "critters", "-o", "run", "--width", "50"], "minidiff: width = 50 is not a multiple of 32"),
         (["evaluate", "nowhere"], "no model 'nowhere'"),
         (["doctor", "nowhere"], "no model 'nowhere'"),
         (
@@ -162,8 +163,8 @@ def test_train_a_clip(minidiff, tmp_path, name, score, words):
     code, _, err = minidiff("train", name, "-o", tmp_path / "b", "--conditioning", "pooled")
     assert (code, err) == (
         1,
-        f"minidiff: {name} takes none of --resume, --text-encoder, --conditioning, --batch-size and --lr: "
-        "it is trained whole\n",
+        f"minidiff: {name} takes none of --resume, --text-encoder, --conditioning, --width, --batch-size and "
+        "--lr: it is trained whole\n",
     )
 
 
@@ -267,7 +268,7 @@ def test_a_batch_larger_than_the_data_is_refused(minidiff, folder, tmp_path):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("options", [("--batch-size", 4), ("--lr", 0.1), ("--resume",)])
+@pytest.mark.parametrize("options", [("--batch-size", 4), ("--lr", 0.1), ("--width", 32), ("--resume",)])
 def test_what_a_helper_does_not_take_is_refused(minidiff, tmp_path, options):
     code, _, err = minidiff("train", "critters-clip", "-o", tmp_path / "run", *options)
     assert code == 1

@@ -3,6 +3,7 @@
 import csv
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,6 +160,43 @@ def test_nothing_is_drawn_or_built_before_it_is_asked_for(monkeypatch, tmp_path)
             recipe.source  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    "name,encoder", [("critters", True), ("critters-duo", True), ("fashion-mnist", False)]
+)
+def test_a_model_that_needs_no_data_is_built_without(monkeypatch, name):
+    """So an option that does not fit the network is refused before 40,000 pictures are drawn."""
+    for data in ("Critters", "fashion_mnist"):
+        monkeypatch.setattr(recipes, data, lambda *args, **options: pytest.fail("drawn"))
+    assert recipes.get_recipe(name, width=32).model.net.config["width"] == 32
+    with pytest.raises(ValueError, match="width = 50 is not a multiple of 32"):
+        recipes.get_recipe(name, width=50).model  # noqa: B018
+
+
+def test_what_is_held_back_is_read_for_evaluation_only(monkeypatch):
+    read = []
+
+    def part(root, *, train=True):
+        read.append(train)
+        return SimpleNamespace(images=torch.full((2, 1, 32, 32), int(train)), captions=["a dress", "a bag"])
+
+    monkeypatch.setattr(recipes, "fashion_mnist", part)
+    source = recipes.get_recipe("fashion-mnist").source
+    assert (read, source.images.unique().item()) == ([True], 1)
+    assert source.held_back()[0].unique().item() == 0
+    assert read == [True, False]
+
+
+def test_a_run_that_cannot_begin_is_refused_at_once(monkeypatch, tmp_path):
+    """Without a step, so without data."""
+    monkeypatch.setattr(recipes, "Critters", lambda *args, **options: pytest.fail("drawn"))
+    recipe = recipes.get_recipe("critters")
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        fitting.fit(recipe, tmp_path, resume=True)
+    (tmp_path / "training.safetensors").touch()
+    with pytest.raises(FileExistsError, match="--resume"):
+        fitting.fit(recipe, tmp_path)
+
+
 def test_a_recipe_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"no recipe and no folder 'cats': use critters, .* or a folder"):
         recipes.get_recipe("cats")
@@ -183,7 +221,7 @@ def test_every_tenth_picture_of_a_large_folder_is_held_back(tmp_path):
         Image.new("RGB", (16, 16), (i % 256, i // 256, 0)).save(tmp_path / f"{i:03}.png")
         (tmp_path / f"{i:03}.txt").write_text(f"number {i}")
     source = recipes.get_recipe(tmp_path, size=16).source
-    images, captions = source.held_back
+    images, captions = source.held_back()
     assert captions == [f"number {i}" for i in range(9, 400, 10)]
     assert not set(captions) & set(source.caption)
     assert len(source.images) == len(source.caption) == 360
@@ -204,7 +242,7 @@ def test_a_test_split_is_held_back_and_a_small_folder_is_not(folder, tmp_path):
         (tmp_path / "split" / split / "a.txt").write_text(split)
     source = recipes.get_recipe(tmp_path / "split", size=16).source
     assert source.caption == ["train"]
-    assert source.held_back[1] == ["test"]
+    assert source.held_back()[1] == ["test"]
 
 
 @pytest.mark.filterwarnings("ignore:a Fréchet distance of 44 samples")

@@ -4,8 +4,7 @@ that says what a picture shows.
 :mod:`~minidiff.critters.scene` says what there is, :mod:`~minidiff.critters.captions` puts it into words,
 :mod:`~minidiff.critters.drawing` into pictures (of :mod:`~minidiff.critters.outlines`), and
 :mod:`~minidiff.critters.data` makes a data set of both. :mod:`~minidiff.critters.reader` looks at
-pictures, and
-:mod:`~minidiff.critters.scores` asks it how well a model follows its prompts.
+pictures, and :mod:`~minidiff.critters.scores` asks it how well a model follows its prompts.
 """
 
 from minidiff.critters.captions import caption, prompt, vocabulary
@@ -39,4 +38,5 @@ __all__ = [
     "OWN_FUR", "PAIR_ATTRIBUTES", "AttributeReader", "Critter", "Critters", "Rendering", "Scene",
     "accuracy", "binding_accuracy", "caption", "clip_accuracy", "degrade", "draw", "evaluate",
     "exchange", "furs", "labels", "prompt", "reader_accuracy", "sample_critter", "sample_scene",
-"train_reader", "vocabulary", "words", ]  # fmt: skip
+    "train_reader", "vocabulary", "words",
+]  # fmt: skip

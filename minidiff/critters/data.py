@@ -76,9 +76,8 @@ class Critters(Dataset[tuple[Tensor, str]]):
         return caption(self.scene(index), self.chance(index, f"caption {epoch}"))
 
     def negative_caption(self, index: int, epoch: int = 0) -> str:
-        """What ``caption(index, epoch)`` says of the scene with one thing, by chance, exchanged between
-        its critters, as :func:`~minidiff.critters.captions.negative_caption` does; "" for a single
-        critter."""
+        """What ``caption(index, epoch)`` says of the scene with one thing, by chance, exchanged between its
+        critters, as :func:`~minidiff.critters.captions.negative_caption` does; "" for a single critter."""
         scene = self.scene(index)
         if not isinstance(scene, Scene):
             return ""
