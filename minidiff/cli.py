@@ -22,7 +22,17 @@ from minidiff.files import write_whole
 if TYPE_CHECKING:
     from minidiff.denoiser import Diffusion
 
-DATA = "What it was trained on: a recipe (critters, critters-duo, fashion-mnist) or a folder."
+# What several commands take.
+Model = Annotated[str, typer.Argument(help="Shipped model, folder of a run, or hub id.")]
+Trained = Annotated[
+    str | None,
+    typer.Argument(help="What it was trained on: critters, critters-duo, fashion-mnist, or a folder."),
+]
+DataRoot = Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")]
+CaptionColumn = Annotated[str | None, typer.Option(help="Column of a folder's metadata with the captions.")]
+Sampler = Annotated[str, typer.Option(help="dpmpp_2m, heun, ddim or ddpm.")]
+SamplingSteps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
+Guidance = Annotated[float, typer.Option(help="Guidance scale; 1 is none.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -49,8 +59,8 @@ def sample(
     model: Annotated[str, typer.Option(help="Shipped model, folder, or hub id.")] = "critters",
     output: Annotated[Path, typer.Option("--output", "-o", help="Image file to write.")] = Path("sample.png"),
     num_images: Annotated[int, typer.Option(min=1, help="How many, side by side.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none.")] = 3.0,
+    steps: SamplingSteps = 20,
+    guidance: Guidance = 3.0,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
     interval: Annotated[
         tuple[float, float],
@@ -62,7 +72,7 @@ def sample(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Same seed, same file; random if not given.")
     ] = None,
-    sampler: Annotated[str, typer.Option(help="dpmpp_2m, heun, ddim or ddpm.")] = "dpmpp_2m",
+    sampler: Sampler = "dpmpp_2m",
     scale: Annotated[int, typer.Option(min=1, help="Enlarge each pixel this many times.")] = 4,
 ) -> None:
     """Draw images for a prompt and write them into one file."""
@@ -96,7 +106,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and noise.")] = 0,
     size: Annotated[int, typer.Option(help="Height and width, for critters and folders.")] = 64,
     images: Annotated[int, typer.Option(min=128, help="Pictures of critters to draw.")] = 40_000,
-    data_root: Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")] = None,
+    data_root: DataRoot = None,
     text_encoder: Annotated[
         str | None,
         typer.Option(help="A pre-trained encoder, folder or hub id, to read the captions, frozen."),
@@ -111,9 +121,7 @@ def train(
         float | None, typer.Option(help="Highest learning rate; the recipe's if not given.")
     ] = None,
     width: Annotated[int, typer.Option(help="Channels of the U-Net's first level.")] = 64,
-    caption_column: Annotated[
-        str | None, typer.Option(help="Column of a folder's metadata with the captions.")
-    ] = None,
+    caption_column: CaptionColumn = None,
     sample_every: Annotated[int, typer.Option(min=1, help="Steps between sample grids.")] = 300,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saves.")] = 300,
 ) -> None:
@@ -213,17 +221,15 @@ def train_helper(what: str, output: Path, steps: int | None, seed: int, options:
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Shipped model, folder of a run, or hub id.")],
-    data: Annotated[str | None, typer.Argument(help=DATA)] = None,
+    model: Model,
+    data: Trained = None,
     prompts: Annotated[int, typer.Option(min=2, help="Prompts per split.")] = 512,
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 3.0,
-    sampler: Annotated[str, typer.Option(help="dpmpp_2m, heun, ddim or ddpm.")] = "dpmpp_2m",
+    steps: SamplingSteps = 20,
+    guidance: Guidance = 3.0,
+    sampler: Sampler = "dpmpp_2m",
     seed: Annotated[int, typer.Option(min=0, help="Of prompts and noise.")] = 0,
-    data_root: Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")] = None,
-    caption_column: Annotated[
-        str | None, typer.Option(help="Column of a folder's metadata with the captions.")
-    ] = None,
+    data_root: DataRoot = None,
+    caption_column: CaptionColumn = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores as JSON.")] = None,
 ) -> None:
     """Scores with error bars: of critters, how often pictures show what the prompt says; of other data, the
@@ -248,13 +254,11 @@ def evaluate(
 
 @app.command()
 def doctor(
-    model: Annotated[str, typer.Argument(help="Shipped model, folder of a run, or hub id.")],
-    data: Annotated[str | None, typer.Argument(help=DATA)] = None,
+    model: Model,
+    data: Trained = None,
     samples: Annotated[int, typer.Option(min=32, help="Images of the data to look at.")] = 256,
-    data_root: Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")] = None,
-    caption_column: Annotated[
-        str | None, typer.Option(help="Column of a folder's metadata with the captions.")
-    ] = None,
+    data_root: DataRoot = None,
+    caption_column: CaptionColumn = None,
     seed: Annotated[int, typer.Option(min=0, help="Of data and noise.")] = 0,
 ) -> None:
     """Say what is wrong with a model, or what it has learned; exit code 2 if something is wrong."""

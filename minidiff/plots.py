@@ -17,16 +17,15 @@ and Ito (2008), which people with any colour vision can tell apart.
 """
 
 import io
-import os
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -35,7 +34,6 @@ from torch import Tensor
 
 from minidiff.denoiser import Denoiser
 from minidiff.exact import GaussianMixture
-from minidiff.files import write_whole
 from minidiff.forward import NoiseLevel
 from minidiff.metrics import Interval
 from minidiff.pixels import grid, pixel_array
@@ -46,32 +44,14 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#777777",
 )  # fmt: skip
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY)
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-
-STYLE: dict[Any, Any] = {
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "figure.dpi": 100,
-    "figure.constrained_layout.use": True,
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.labelsize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.prop_cycle": cycler(color=PALETTE, linestyle=DASHES),
-    "grid.color": "#e6e6e6",
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "image.interpolation": "nearest",
-}
+STYLE = Path(__file__).with_name("book.mplstyle")
+"""The look of the book's figures, as a style sheet of matplotlib."""
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """The look of the book's figures, for figures of your own: ``with plots.style(): ...``."""
-    with plt.rc_context(STYLE):
+    with plt.style.context(STYLE):
         yield
 
 
@@ -198,7 +178,6 @@ def filmstrip(
 
 def gif(
     frames: Iterable[Tensor | Image.Image | Figure],
-    path: str | os.PathLike[str] | None = None,
     *,
     duration: float = 0.08,
     hold: float = 1.5,
@@ -210,7 +189,6 @@ def gif(
     Args:
         frames: image tensors (B, C, H, W), shown as :func:`~minidiff.pixels.grid` does,
             PIL images, or figures.
-        path: where to write it, if anywhere.
         duration: seconds per frame.
         hold: seconds that the last frame stays.
         ncols: images per row, for tensors.
@@ -228,9 +206,6 @@ def gif(
     times = [round(1000 * duration)] * (len(pictures) - 1) + [round(1000 * hold)]
     file = io.BytesIO()
     pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
-    if path is not None:
-        with write_whole(path) as unfinished:
-            unfinished.write_bytes(file.getvalue())
     return file.getvalue()
 
 

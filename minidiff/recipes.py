@@ -155,13 +155,9 @@ def text_to_image(
     """
     text = text if isinstance(text, TextEncoder) else TextEncoder.from_captions(text)
     net = UNet(
-        channels=shape[0],
-        width=options.width,
-        patch=_patch(shape[1]),
-        condition_dim=text.dim,
-        conditioning=options.conditioning,
-        positions=positions,
-    )
+        shape[0], options.width, patch=_patch(shape[1]), condition_dim=text.dim,
+        conditioning=options.conditioning, positions=positions,
+    )  # fmt: skip
     return Diffusion(net, Cosine(), target="x0", encoder=text, shape=shape)
 
 

@@ -24,10 +24,9 @@ def picture(figure: plots.Figure) -> np.ndarray:
     return np.asarray(Image.open(file).convert("RGB"))
 
 
-def test_gif_has_all_frames(tmp_path: Path) -> None:
+def test_gif_has_all_frames() -> None:
     frames = [torch.full((2, 3, 8, 8), value) for value in (-1.0, 0.0, 1.0)]
-    content = plots.gif(frames, tmp_path / "a.gif", duration=0.1, hold=2)
-    assert (tmp_path / "a.gif").read_bytes() == content
+    content = plots.gif(frames, duration=0.1, hold=2)
     film = Image.open(io.BytesIO(content))
     assert (film.n_frames, film.info["loop"]) == (3, 0)
     times = []

@@ -247,21 +247,11 @@ def _wizard_hat() -> list[Shape]:
 
 
 ANIMAL_SHAPES = {
-    "cat": _cat(),
-    "dog": _dog(),
-    "rabbit": _rabbit(),
-    "bear": _bear(),
-    "pig": _pig(),
-    "frog": _frog(),
-    "panda": _panda(),
-    "fox": _fox(),
-}
+    "cat": _cat(), "dog": _dog(), "rabbit": _rabbit(), "bear": _bear(),
+    "pig": _pig(), "frog": _frog(), "panda": _panda(), "fox": _fox(),
+}  # fmt: skip
 HAT_SHAPES = {
-    "top hat": _top_hat(),
-    "party hat": _party_hat(),
-    "crown": _crown(),
-    "beanie": _beanie(),
-    "cap": _cap(),
-    "wizard hat": _wizard_hat(),
-}
+    "top hat": _top_hat(), "party hat": _party_hat(), "crown": _crown(),
+    "beanie": _beanie(), "cap": _cap(), "wizard hat": _wizard_hat(),
+}  # fmt: skip
 BEFORE_THE_HAT = {"frog": _frog_eyes()}

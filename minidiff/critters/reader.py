@@ -102,12 +102,8 @@ class AttributeReader(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write config.json and reader.safetensors, each whole; weights in ``dtype`` or as they are."""
-        config = {
-            "format": "minidiff-reader-1",
-            "width": self.width,
-            "features": self.num_features,
-            "attributes": self.attributes,
-        }
+        config = {"format": "minidiff-reader-1", "width": self.width, "features": self.num_features}
+        config |= {"attributes": self.attributes}
         with fill_folder(folder) as scratch:
             (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             (scratch / "reader.safetensors").write_bytes(

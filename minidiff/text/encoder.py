@@ -99,18 +99,12 @@ class TextEncoder(nn.Module):
             raise ValueError(f"dim = {dim} is not a multiple of 32")
         tokenizer = word_tokenizer(captions, max_length)
         config = BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=dim,
-            num_hidden_layers=layers,
-            num_attention_heads=dim // 32,
-            intermediate_size=4 * dim,
-            max_position_embeddings=max_length,
-            type_vocab_size=1,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            vocab_size=len(tokenizer), hidden_size=dim, num_hidden_layers=layers,
+            num_attention_heads=dim // 32, intermediate_size=4 * dim, max_position_embeddings=max_length,
+            type_vocab_size=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
             pad_token_id=tokenizer.pad_token_id,
             attn_implementation="eager",  # fused attention is slower here: a caption is a few tokens
-        )
+        )  # fmt: skip
         return cls(BertModel(config, add_pooling_layer=False), tokenizer, max_length)
 
     @classmethod
