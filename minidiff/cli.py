@@ -233,7 +233,8 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores as JSON.")] = None,
 ) -> None:
     """Scores with error bars: of critters, how often pictures show what the prompt says; of other data, the
-    loss against its floor and the distance to pictures that were held back."""
+    loss against its floor and the distance to pictures that were held back, in the features of critters-clip
+    (no FID: that is Inception's)."""
     from minidiff.pipeline import TextToImage
     from minidiff.recipes import get_recipe
 
@@ -247,7 +248,7 @@ def evaluate(
         pipe, recipe, prompts=prompts, steps=steps, guidance=guidance, sampler=sampler, seed=seed
     )
     for name, score in scores.items():
-        typer.echo(f"{name:36} {score}")
+        typer.echo(f"{name:40} {score}")
     if output is not None:
         write_json({name: {**score._asdict()} for name, score in scores.items()}, output)
 

@@ -277,6 +277,7 @@ def test_what_a_helper_does_not_take_is_refused(minidiff, tmp_path, options):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.filterwarnings("always")
 def test_a_folder_is_evaluated_on_what_was_held_back(minidiff, tmp_path):
     for split, n in (("train", 8), ("test", 40)):
         for i in range(n):
@@ -288,6 +289,7 @@ def test_a_folder_is_evaluated_on_what_was_held_back(minidiff, tmp_path):
     code, said, err = minidiff("evaluate", out, tmp_path / "data", "--steps", 2, "-o", tmp_path / "s.json")
     assert code == 0, err
     assert "squared error of x0, floor" in said
+    assert err == "warning: a Fréchet distance of 40 samples in 128 dimensions\n"
     assert json.loads((tmp_path / "s.json").read_text())["squared error of x0, model"]["n"] == 40
     code, _, err = minidiff("evaluate", out)
     assert (code, err) == (

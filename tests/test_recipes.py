@@ -160,9 +160,7 @@ def test_nothing_is_drawn_or_built_before_it_is_asked_for(monkeypatch, tmp_path)
             recipe.source  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    "name,encoder", [("critters", True), ("critters-duo", True), ("fashion-mnist", False)]
-)
+@pytest.mark.parametrize("name", ["critters", "critters-duo", "fashion-mnist"])
 def test_a_model_that_needs_no_data_is_built_without(monkeypatch, name):
     """So an option that does not fit the network is refused before 40,000 pictures are drawn."""
     for data in ("Critters", "fashion_mnist"):
