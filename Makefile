@@ -10,7 +10,6 @@ BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LINTED    := _build/.linted
 UNITS     := _build/.units
-EXECUTED  := _build/.executed
 BOOK      := _build/html/index.html
 
 # Notebooks are opened by Jupyter, which leaves checkpoints; Python leaves caches. Neither is a source.
@@ -25,7 +24,7 @@ CHECKS    := $(call find,tests tools benchmarks studies) README.md environment.y
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DELETE_ON_ERROR:
-.PHONY: help install test retest quick force book lab mutants notebooks lint format clean
+.PHONY: help install test retest quick executed book lab mutants notebooks lint format clean
 
 help:
 	@echo "make book       render the book, print where it is"
@@ -54,11 +53,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[book,tests]' --constraint constraints.txt
 	@touch $@
 
-test: $(LINTED) $(UNITS) $(EXECUTED)
+test: $(LINTED) $(UNITS) executed
 	@echo "Tests and notebooks passed on these sources; 'make retest' runs everything again."
 
 retest:
-	@rm -f $(LINTED) $(UNITS) $(EXECUTED)
+	@rm -f $(LINTED) $(UNITS) _build/.executed-*
 	@$(MAKE) --no-print-directory test
 
 lint:
@@ -79,12 +78,10 @@ $(UNITS): $(INSTALLED) $(LIBRARY) $(NOTEBOOKS) $(PAGES) $(CHECKS)
 quick: $(LINTED)
 	$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow"
 
-# The notebooks that use something that does something else now; tools/stale.py tells. A docstring runs none.
-$(EXECUTED): $(INSTALLED) force
-	@stale="$$($(BIN)/python tools/stale.py $@)"; if [ -n "$$stale" ]; then \
-	  echo "Running:" $$stale; \
-	  $(OFFLINE) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $$stale && \
-	  $(BIN)/python tools/stale.py $@ --passed; fi
+# The notebooks whose code, or what they use of the library, does something else than when they last passed:
+# tools/stale.py tells, and _build keeps a stamp for each. A docstring runs none.
+executed: $(INSTALLED)
+	@$(OFFLINE) $(BIN)/python -m tools.rerun _build
 
 format: $(INSTALLED)
 	$(BIN)/python -m ruff check --fix .
