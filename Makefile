@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -22,6 +23,9 @@ CHECKS    := $(call find,tests tools benchmarks studies) README.md environment.y
 
 # Nothing that is tested may look for the internet, whatever the machine offers.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Unit tests run side by side, each worker with one thread: more would only fight for the cores. A file stays
+# with one worker, so that what its tests share is made once.
+UNITTEST := OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 .DELETE_ON_ERROR:
 .PHONY: help install test retest quick executed book lab mutants notebooks lint format clean
@@ -40,6 +44,7 @@ help:
 	@echo "make clean      delete what was built; the virtual environment stays"
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter, Python 3.11 or newer (now: $(PYTHON))."
+	@echo "JOBS=8 runs as many unit tests side by side (now: $(JOBS)); more than the cores there are gain nothing."
 
 install: $(INSTALLED)
 
@@ -71,12 +76,12 @@ $(LINTED): $(INSTALLED) $(LIBRARY) $(NOTEBOOKS) $(CHECKS)
 	@mkdir -p $(@D) && touch $@
 
 $(UNITS): $(INSTALLED) $(LIBRARY) $(NOTEBOOKS) $(PAGES) $(CHECKS)
-	$(OFFLINE) $(BIN)/python -m pytest
+	$(UNITTEST)
 	@mkdir -p $(@D) && touch $@
 
 # Lint and types, and the tests of what is not a training run: for the minute between two edits.
 quick: $(LINTED)
-	$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow"
+	$(UNITTEST) -q -m "not slow"
 
 # The notebooks whose code, or what they use of the library, does something else than when they last passed:
 # tools/stale.py tells, and _build keeps a stamp for each. A docstring runs none.

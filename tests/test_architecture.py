@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import SLOW
 
 from tools.stale import PACKAGE, Library, at_runtime
 
@@ -127,3 +128,12 @@ def test_a_room_can_be_read_in_five_minutes(module):
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("test_*.py")), ids=lambda path: path.name)
 def test_a_test_file_is_about_one_room(path):
     assert len(path.read_text().splitlines()) <= 500, f"{path.name} has more than 500 lines: split it"
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_what_is_listed_as_slow_exists(name):
+    """A test or file that was renamed would run in `make quick` again, unnoticed."""
+    if name.endswith(".py"):
+        assert (ROOT / "tests" / name).is_file()
+    else:
+        assert any(f"\ndef {name}(" in path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
