@@ -5,12 +5,12 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LINTED    := _build/.linted
 UNITS     := _build/.units
-EXECUTED  := _build/.executed
 BOOK      := _build/html/index.html
 
 # Notebooks are opened by Jupyter, which leaves checkpoints; Python leaves caches. Neither is a source.
@@ -23,9 +23,12 @@ CHECKS    := $(call find,tests tools benchmarks studies) README.md environment.y
 
 # Nothing that is tested may look for the internet, whatever the machine offers.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Unit tests run side by side, each worker with one thread: more would only fight for the cores. A file stays
+# with one worker, so that what its tests share is made once.
+UNITTEST := OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 .DELETE_ON_ERROR:
-.PHONY: help install test retest quick force book lab mutants notebooks lint format clean
+.PHONY: help install test retest quick executed book lab mutants notebooks lint format clean
 
 help:
 	@echo "make book       render the book, print where it is"
@@ -41,6 +44,7 @@ help:
 	@echo "make clean      delete what was built; the virtual environment stays"
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter, Python 3.11 or newer (now: $(PYTHON))."
+	@echo "JOBS=8 runs as many unit tests side by side (now: $(JOBS)); more than the cores there are gain nothing."
 
 install: $(INSTALLED)
 
@@ -54,11 +58,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[book,tests]' --constraint constraints.txt
 	@touch $@
 
-test: $(LINTED) $(UNITS) $(EXECUTED)
+test: $(LINTED) $(UNITS) executed
 	@echo "Tests and notebooks passed on these sources; 'make retest' runs everything again."
 
 retest:
-	@rm -f $(LINTED) $(UNITS) $(EXECUTED)
+	@rm -f $(LINTED) $(UNITS) _build/.executed-*
 	@$(MAKE) --no-print-directory test
 
 lint:
@@ -72,19 +76,17 @@ $(LINTED): $(INSTALLED) $(LIBRARY) $(NOTEBOOKS) $(CHECKS)
 	@mkdir -p $(@D) && touch $@
 
 $(UNITS): $(INSTALLED) $(LIBRARY) $(NOTEBOOKS) $(PAGES) $(CHECKS)
-	$(OFFLINE) $(BIN)/python -m pytest
+	$(UNITTEST)
 	@mkdir -p $(@D) && touch $@
 
 # Lint and types, and the tests of what is not a training run: for the minute between two edits.
 quick: $(LINTED)
-	$(OFFLINE) $(BIN)/python -m pytest -q -m "not slow"
+	$(UNITTEST) -q -m "not slow"
 
-# The notebooks that use something that does something else now; tools/stale.py tells. A docstring runs none.
-$(EXECUTED): $(INSTALLED) force
-	@stale="$$($(BIN)/python tools/stale.py $@)"; if [ -n "$$stale" ]; then \
-	  echo "Running:" $$stale; \
-	  $(OFFLINE) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $$stale && \
-	  $(BIN)/python tools/stale.py $@ --passed; fi
+# The notebooks whose code, or what they use of the library, does something else than when they last passed:
+# tools/stale.py tells, and _build keeps a stamp for each. A docstring runs none.
+executed: $(INSTALLED)
+	@$(OFFLINE) $(BIN)/python -m tools.rerun _build
 
 format: $(INSTALLED)
 	$(BIN)/python -m ruff check --fix .

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(2)  # the tests' tensors are small: on many cores they only get slower
+# The tests' tensors are small: on many cores they only get slower. Workers side by side share the cores.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,8 @@ SLOW = (
     "test_a_chain_of_a_thousand_transitions_is_the_marginal",
     "test_the_transition_variance_is_right_for_normal_data",
 )  # fmt: skip
-"""Files and tests that `make quick` leaves out: they train, draw, start programs, or take seconds."""
+"""Files and tests that `make quick` leaves out: they train, draw, start programs, or take seconds. A single
+test may say so itself, too: `@pytest.mark.slow`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

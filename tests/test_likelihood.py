@@ -157,3 +157,11 @@ def test_bad_arguments_are_named():
         flow_log_likelihood(gaussian().denoise, x, md.VP().levels(5, "log_snr"), probes=0)
     with pytest.raises(ValueError, match="x0 reaches 255"):
         variational_bound(gaussian().denoise, x + 255, md.Cosine().levels(5), bins=256)
+
+
+def test_a_density_over_bins_is_the_bits_that_name_a_bin():
+    """Uniform on [-1, 1]³, cut into 256 bins a side: each number takes 8 bits, whatever it is."""
+    x = torch.rand(5, 3) * 2 - 1
+    nats = torch.full((5,), 3 * math.log(2), dtype=torch.float64)  # -log of the density 1/2 per dimension
+    torch.testing.assert_close(bits_per_dim(nats, x), torch.ones_like(nats))
+    torch.testing.assert_close(bits_per_dim(nats, x, width=2 / 256), torch.full_like(nats, 8))

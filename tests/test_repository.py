@@ -184,10 +184,3 @@ def test_every_mutant_still_fits_the_source(mutant):
     assert source.count(mutant.old) == 1
     assert all((ROOT / "tests" / f"{name}.py").is_file() for name in mutant.tests)
     compile(source.replace(mutant.old, mutant.new), mutant.name, "exec")
-
-
-def test_modules_are_short():
-    """A module is read in one go: at most 400 lines, data and figures aside."""
-    for path in (ROOT / "minidiff").rglob("*.py"):
-        if path.name not in ("critters.py", "plots.py"):
-            assert len(path.read_text().splitlines()) <= 400, path.name

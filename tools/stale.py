@@ -1,14 +1,15 @@
 """Which notebooks must run again? Those whose code, or what they use of the library, does something else.
 
-    python tools/stale.py STAMP              # the notebooks that changed since STAMP was written, one a line
-    python tools/stale.py STAMP --passed     # all have run: write STAMP
+A notebook's fingerprint is a hash of its code cells (with the outputs that are checked) and of every module
+of ``minidiff`` that it reaches: those it uses, as in ``md.UNet`` or ``from minidiff.data import points``,
+and what these use, inside functions too. Docstrings, comments and the layout of code do not count, nor does
+prose: no cell can tell them. The shipped models count for a notebook where the name of their folder stands
+in a string, in its own code or in a module's that it reaches, and so do the result files; the pinned
+versions count for all. Where it cannot be told what is used (``getattr(md, name)``, ``!minidiff``,
+``importlib``), the whole library counts.
 
-A notebook's fingerprint is a hash of its code cells and of every module of ``minidiff`` that it reaches:
-those it names, as in ``md.UNet`` or ``from minidiff.data import points``, and what these import, inside
-functions too. Docstrings, comments and the layout of code do not count: no notebook can tell them. Result
-files count for a notebook that reads some, the shipped models for one that loads some or reads a recipe, and
-the pinned versions for all. Where it cannot be told what a notebook uses (``getattr(md, name)``), the whole
-library counts.
+``import minidiff.data`` runs the ``__init__`` of both: their text counts, and of what they import that which
+is used, as no module does more on import than define things.
 """
 
 import ast
@@ -16,24 +17,31 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = "minidiff"
+Place = tuple[str, tuple[str, ...]]  # a module, and the names that follow it
+DATA = (f"{PACKAGE}/checkpoints", "notebooks/results")
+# Who uses one of these may import or start anything.
+DYNAMIC = {"importlib", "import_module", "__import__", "runpy", "pkgutil", "subprocess", "exec", "eval"}
+# IPython's own lines that import nothing; any other is no Python, so the whole library counts.
+HARMLESS = re.compile(r"^([ \t]*)%(?:pip|config|matplotlib)\b.*", re.MULTILINE)
 
 
 def behaviour(file: Path) -> bytes:
     """The content of a file, of Python code without docstrings, comments and layout."""
-    if file.suffix != ".py":
-        return file.read_bytes()
+    return ast.dump(_parsed(file)).encode() if file.suffix == ".py" else file.read_bytes()
+
+
+def _parsed(file: Path) -> ast.Module:
     tree = ast.parse(file.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             # A string that stands alone does nothing: a docstring, or one below a name.
             node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
-    return ast.dump(tree).encode()
+    return tree
 
 
 def _is_text(node: ast.stmt) -> bool:
@@ -45,133 +53,151 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 class Library:
-    """The modules of the package below ``root``, and what each imports."""
+    """The modules of the package below ``root``, and what each uses of the others."""
 
     def __init__(self, root: Path):
         self.root = root
         self.files = {self._name(file): file for file in sorted((root / PACKAGE).rglob("*.py"))}
-        self.homes = self._names_of_the_package()
-        self.imports = cache(self._imports)
+        self.tree = cache(lambda module: _parsed(self.files[module]))
+        self.bound = cache(self._bound)
+        self.uses = cache(lambda module: self.used_in(self.tree(module)))
+        self.content = cache(lambda file: hashlib.sha256(behaviour(file)).hexdigest())
 
     def _name(self, file: Path) -> str:
         parts = file.relative_to(self.root).with_suffix("").parts
         return ".".join(part for part in parts if part != "__init__")
 
-    def _names_of_the_package(self) -> dict[str, str]:
-        """Where the package's own names come from: its imports, those for type checkers alone included, since
-        they say what is imported when asked for."""
-        tree = ast.parse(self.files[PACKAGE].read_text())
-        found = {}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
-                for name in node.names:
-                    whole = f"{node.module}.{name.name}"
-                    found[name.asname or name.name] = whole if whole in self.files else str(node.module)
+    def _bound(self, module: str) -> dict[str, set[Place]]:
+        # A package says to type checkers what it imports when asked for.
+        package = self.files[module].stem == "__init__"
+        return bound(ast.walk(self.tree(module)) if package else at_runtime(self.tree(module)))
+
+    def resolve(self, place: Place) -> set[str]:
+        """The modules that ``minidiff.a.b.c`` leads through, given as the module ``minidiff.a`` and the names
+        ``(b, c)``; the package itself where there is no telling."""
+        found: set[str] = set()
+        seen: set[Place] = set()
+        todo = [place]
+        while todo:
+            if (
+                place := todo.pop()
+            ) in seen:  # `from minidiff import data`, in minidiff, is the module within
+                continue
+            seen.add(place)
+            module, names = place
+            if module not in self.files:
+                return {PACKAGE}
+            further: list[Place] = []
+            if names:
+                inner = f"{module}.{names[0]}"
+                further = [(inner, names[1:])] if inner in self.files else []
+                further += [(m, (*path, *names[1:])) for m, path in self.bound(module).get(names[0], ())]
+            if self.files[module].stem != "__init__":
+                found.add(module)
+            elif not names:  # who holds a package can ask it for anything
+                found |= {name for name in self.files if f"{name}.".startswith(f"{module}.")}
+            elif not further:
+                return {PACKAGE}
+            todo += further
         return found
 
-    def modules(self, node: ast.AST) -> set[str]:
-        """The modules that an import statement names."""
-        if isinstance(node, ast.Import):
-            return {n.name for n in node.names if n.name in self.files and n.name != PACKAGE}
-        if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != PACKAGE:
-            return set()
-        found = set()
-        for name in node.names:
-            whole = f"{node.module}.{name.name}"
-            if node.module == PACKAGE:  # its __init__ is what everybody runs; only the name counts
-                found.add(whole if whole in self.files else self.homes.get(name.name, PACKAGE))
-            else:
-                found |= {str(node.module), whole} & self.files.keys()
+    def used_in(self, tree: ast.AST) -> set[str]:
+        """The modules that code uses: through each name it imported, as far as the dots behind it go."""
+        nodes = list(at_runtime(tree))
+        names = bound(nodes)
+        if _is_dynamic(nodes) or "*" in names:
+            return {PACKAGE}
+        outer = {id(node.value): node for node in nodes if isinstance(node, ast.Attribute)}
+        found: set[str] = set()
+        for node in nodes:
+            if isinstance(node, ast.Name) and node.id in names:
+                path: list[str] = []
+                end: ast.AST | None = node
+                while end := outer.get(id(end)):
+                    path.append(end.attr)
+                found = found.union(*(self.resolve((m, (*start, *path))) for m, start in names[node.id]))
         return found
-
-    def _imports(self, module: str) -> frozenset[str]:
-        tree = ast.parse(self.files[module].read_text())
-        return frozenset(m for node in _walk_at_runtime(tree) for m in self.modules(node)) - {module}
 
     def reached(self, start: set[str]) -> set[str]:
-        """The modules, what they import, and the packages they are in; all, if the package itself is asked
-        for."""
-        if PACKAGE in start:
-            return set(self.files)
-        found, todo = set(), list(start)
+        """The modules, those that they use, and the packages around them; all where something is unknown."""
+        found: set[str] = set()
+        todo = list(start)
         while todo:
-            if (module := todo.pop()) not in found:
+            if (module := todo.pop()) == PACKAGE:
+                return set(self.files)
+            if module not in found:
                 found.add(module)
-                todo += self.imports(module)
-                parent = module.rpartition(".")[0]
-                todo += [parent] if parent not in ("", PACKAGE) else []
-        return found | {PACKAGE}
+                todo += self.uses(module)
+        around = {module.rsplit(".", n)[0] for module in found for n in range(1, module.count(".") + 1)}
+        return found | around | {PACKAGE}
 
 
-def _walk_at_runtime(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those below ``if TYPE_CHECKING``."""
-    todo = [tree]
-    while todo:
-        node = todo.pop()
-        yield node
-        checked = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        todo += list(ast.iter_child_nodes(node)) if not checked else []
+def at_runtime(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only a type checker reads."""
+    yield tree
+    checked = isinstance(tree, ast.If) and ast.unparse(tree.test).endswith("TYPE_CHECKING")
+    for child in tree.orelse if checked and isinstance(tree, ast.If) else ast.iter_child_nodes(tree):
+        yield from at_runtime(child)
+
+
+def bound(nodes: Iterable[ast.AST]) -> dict[str, set[Place]]:
+    """What names that come from the package stand for."""
+    found: dict[str, set[Place]] = {}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == PACKAGE:
+            for name in node.names:
+                found.setdefault(name.asname or name.name, set()).add((str(node.module), (name.name,)))
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                if name.name.split(".")[0] == PACKAGE:
+                    # `import minidiff.data` binds `minidiff`; with `as` it binds what it names.
+                    place = (name.name, ()) if name.asname else (PACKAGE, ())
+                    found.setdefault(name.asname or PACKAGE, set()).add(place)
+    return found
+
+
+def _is_dynamic(nodes: Iterable[ast.AST]) -> bool:
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [str(getattr(node, "module", "")), *(name.name for name in node.names)]
+            # A relative import is not followed here.
+            if getattr(node, "level", 0) or DYNAMIC & {part for name in names for part in name.split(".")}:
+                return True
+        if isinstance(node, ast.Name) and node.id in DYNAMIC:
+            return True
+        if isinstance(node, ast.Attribute) and node.attr in ("import_module", "system", "popen"):
+            return True
+    return False
 
 
 def used(code: str, library: Library) -> set[str]:
-    """The modules that a notebook's code names; the package itself where that cannot be told."""
-    tree = ast.parse(code)
-    found: set[str] = set()
-    aliases = {PACKAGE} if f"import {PACKAGE}\n" in code else set()
-    for node in ast.walk(tree):
-        found |= library.modules(node)
-        if isinstance(node, ast.Import):
-            aliases |= {n.asname for n in node.names if n.name == PACKAGE and n.asname}
-    for node in ast.walk(tree):
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.Name) and child.id in aliases:
-                known = isinstance(node, ast.Attribute)
-                name = node.attr if isinstance(node, ast.Attribute) else ""
-                whole = f"{PACKAGE}.{name}"
-                default = whole if known and whole in library.files else PACKAGE
-                found.add(library.homes.get(name, default))
-    return found
+    """The modules that a notebook's code uses; the package itself where that cannot be told."""
+    try:
+        return library.used_in(ast.parse(HARMLESS.sub(r"\1pass", code)))
+    except SyntaxError:  # `!command`, `%run`
+        return {PACKAGE}
 
 
 def fingerprint(notebook: Path, library: Library) -> str:
     """SHA-256 over the notebook's code and the behaviour of all that it reaches."""
     cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
-    code = ["".join(cell["source"]) for cell in cells]
-    text = "\n".join(code)
-    python = re.sub(r"^(\s*)[%!].*", r"\1pass", text, flags=re.MULTILINE)  # IPython's own lines
-    files = [library.files[module] for module in library.reached(used(python, library))]
-    root = library.root
-    files += [root / "pyproject.toml", root / "constraints.txt"]
-    if any(word in text for word in ("pretrained", "recipe")):
-        files += _below(root / PACKAGE / "checkpoints")
-    if "result" in text:
-        files += _below(root / "notebooks" / "results")
-    found = hashlib.sha256(json.dumps(code).encode())
-    for file in sorted(set(files)):
-        content = hashlib.sha256(behaviour(file)).hexdigest()
-        found.update(f"{file.relative_to(root)} {content}\n".encode())
+    code = "\n".join("".join(cell["source"]) for cell in cells)
+    modules = library.reached(used(code, library))
+    files = [library.files[module] for module in modules] + [library.root / "constraints.txt"]
+    strings = [code] + [_strings(library.tree(module)) for module in modules]
+    for folder in DATA:
+        if any(folder.rpartition("/")[2] in text for text in strings):
+            files += [f for f in (library.root / folder).rglob("*") if f.is_file() and f.name[0] != "."]
+    found = hashlib.sha256(sys.version.encode())
+    for cell in cells:
+        tags = cell["metadata"].get("tags", [])
+        checked = cell["outputs"] if "nbval-check-output" in tags else []
+        found.update(json.dumps([cell["source"], tags, checked]).encode())
+    for file in sorted(files):
+        found.update(f"{file.relative_to(library.root)} {library.content(file)}\n".encode())
     return found.hexdigest()
 
 
-def _below(folder: Path) -> list[Path]:
-    return [file for file in folder.rglob("*") if file.is_file() and not file.name.startswith(".")]
-
-
-def main(stamp: Path, passed: bool, root: Path = ROOT) -> list[Path]:
-    """The notebooks that are not as ``stamp`` has them; ``passed`` writes it anew."""
-    library = Library(root)
-    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
-    now = {file.name: fingerprint(file, library) for file in notebooks}
-    before = json.loads(stamp.read_text()) if stamp.is_file() else {}
-    if passed:
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(json.dumps(now, indent=1) + "\n")
-    return [file for file in notebooks if before.get(file.name) != now[file.name]]
-
-
-if __name__ == "__main__":
-    if not 2 <= len(sys.argv) <= 3 or sys.argv[2:] not in ([], ["--passed"]):
-        sys.exit("usage: python tools/stale.py STAMP [--passed]")
-    changed = main(Path(sys.argv[1]), bool(sys.argv[2:]))
-    if not sys.argv[2:]:
-        print(*(file.relative_to(ROOT) for file in changed), sep="\n")
+def _strings(tree: ast.AST) -> str:
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return "\n".join(value for value in constants if isinstance(value, str))
