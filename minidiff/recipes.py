@@ -219,7 +219,7 @@ def critters_recipe(options: Options, count: int) -> Recipe:
         return critters.evaluate(pipe, count, **how)
 
     if count == 1:
-        return Recipe(load, build, score, ONE, steps=1000)
+        return Recipe(load, build, score, ONE, steps=1000, batch_size=128)
     return Recipe(load, build, score, TWO, steps=5000, batch_size=64)
 
 
