@@ -19,7 +19,7 @@ find = $(shell find $(1) -type f ! -path '*/__pycache__/*' ! -path '*/.ipynb_che
 LIBRARY   := pyproject.toml $(call find,minidiff)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 PAGES     := _config.yml _toc.yml $(call find,book)
-CHECKS    := $(call find,tests tools benchmarks studies) README.md environment.yml constraints.txt
+CHECKS    := $(call find,tests tools benchmarks studies examples) README.md environment.yml constraints.txt
 
 # Nothing that is tested may look for the internet, whatever the machine offers.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false

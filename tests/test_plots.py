@@ -1,7 +1,6 @@
 """Figures show what they are given: pixels, places and numbers are read back."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest

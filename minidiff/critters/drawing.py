@@ -20,29 +20,18 @@ RGB = tuple[int, int, int]
 _INK: RGB = (38, 32, 44)
 _WHITE: RGB = (255, 255, 255)
 _FUR_RGB: dict[str, RGB] = {
-    "orange": (242, 138, 34),
-    "gray": (142, 148, 160),
-    "black": (66, 62, 74),
-    "white": (247, 242, 232),
-    "brown": (144, 90, 52),
-    "pink": (250, 150, 175),
-    "green": (122, 196, 62),
+    "orange": (242, 138, 34), "gray": (142, 148, 160), "black": (66, 62, 74), "white": (247, 242, 232),
+    "brown": (144, 90, 52), "pink": (250, 150, 175), "green": (122, 196, 62),
     "black and white": (247, 242, 232),
-}
+}  # fmt: skip
 _HAT_RGB: dict[str, RGB] = {
-    "red": (222, 40, 48),
-    "yellow": (252, 204, 28),
-    "green": (18, 140, 76),
-    "blue": (32, 98, 220),
+    "red": (222, 40, 48), "yellow": (252, 204, 28), "green": (18, 140, 76), "blue": (32, 98, 220),
     "purple": (138, 60, 190),
-}
+}  # fmt: skip
 _BACKGROUND_RGB: dict[str, RGB] = {  # pale, so that fur and hat stand out
-    "pink": (252, 200, 214),
-    "white": (250, 250, 250),
-    "blue": (166, 208, 248),
-    "green": (172, 224, 182),
+    "pink": (252, 200, 214), "white": (250, 250, 250), "blue": (166, 208, 248), "green": (172, 224, 182),
     "yellow": (255, 236, 156),
-}
+}  # fmt: skip
 
 
 def _mix(a: RGB, b: RGB, share: float) -> RGB:
