@@ -154,7 +154,7 @@ def test_eps_not_derived_again_after_clipping():
             x = state.x
         return worst
 
-    assert inconsistency(md.clip) < 1e-12
+    assert inconsistency(md.clamp) < 1e-12
     assert inconsistency(buggy_clip) > 0.1
 
 

@@ -169,15 +169,15 @@ def test_the_unet_sees_the_whole_image():
     assert (net(moved, t) - net(x, t))[0, 0, -1, -1].abs() > 1e-9
 
 
-def test_the_unet_is_told_the_place_only_if_asked_for():
+def test_the_unet_is_told_positions_only_if_asked_for():
     """Far from the edges a convolution sees the same everywhere, and attention asks for no place."""
     outs = {}
-    for places in (False, True):
+    for positions in (False, True):
         torch.manual_seed(0)
-        net = perturbed(md.UNet(1, 32, (1,), patch=1, attention=(0,), places=places))
-        assert net.config["places"] is places
+        net = perturbed(md.UNet(1, 32, (1,), patch=1, attention=(0,), positions=positions))
+        assert net.config["positions"] is positions
         out = net(torch.ones(1, 1, 48, 48, dtype=torch.float64), torch.tensor([0.5]))
-        outs[places] = out[0, 0, 22:26, 22:26].flatten()
+        outs[positions] = out[0, 0, 22:26, 22:26].flatten()
     assert outs[False].max() - outs[False].min() < 1e-9
     assert outs[True].unique().numel() == 16
 

@@ -168,9 +168,9 @@ def test_a_missing_model_is_named(tmp_path):
         lambda config: json.dumps(config | {"net": config["net"] | {"dims": 3}}),
         lambda config: json.dumps(config | {"schedule": {"name": "Quadratic"}}),
         lambda config: json.dumps({k: v for k, v in config.items() if k != "target"}),
-        lambda config: json.dumps({k: v for k, v in config.items() if k != "text"}),
+        lambda config: json.dumps({k: v for k, v in config.items() if k != "encoder"}),
     ],
-    ids=["not json", "foreign", "net", "net argument", "schedule", "no target", "no text"],
+    ids=["not json", "foreign", "net", "net argument", "schedule", "no target", "no encoder"],
 )
 def test_a_config_of_another_kind_is_refused_in_one_line(break_it, tmp_path):
     trained("MLP").save_pretrained(tmp_path)
