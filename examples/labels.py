@@ -38,7 +38,7 @@ def main(steps: int = 1500) -> float:
     md.pixels.save_grid(x, "digits.png", ncols=20, scale=4)
 
     nearest = torch.cdist(x.flatten(1), x0.flatten(1)).topk(5, largest=False).indices
-    read = labels[nearest].mode(dim=1).values  # five nearest neighbours: right for 99 % of real digits
+    read = labels[nearest].mode(dim=1).values  # of the five nearest neighbours
     share = (read == wanted).float().mean().item()
     print(f"read as their label: {md.metrics.proportion(round(200 * share), 200)}  (digits.png)")
     return share

@@ -17,7 +17,7 @@ import typer
 from tqdm import tqdm
 
 from minidiff import __version__
-from minidiff.files import write_whole
+from minidiff.files import load_weights, write_whole
 
 if TYPE_CHECKING:
     from minidiff.denoiser import Diffusion
@@ -284,7 +284,7 @@ def doctor(
     raw = None
     if (Path(model) / "training.safetensors").is_file():
         raw = copy.deepcopy(diffusion)
-        raw.load_state_dict(trained_weights(model))
+        load_weights(raw, trained_weights(model))
     report = examine(diffusion, x0, captions, raw=raw, seed=seed)
     typer.echo(str(report))
     if report.findings:

@@ -11,6 +11,7 @@ Behind the door there are tensors only: a training step never sees a string.
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -126,15 +127,21 @@ class LabelEncoder(nn.Module):
         if isinstance(values, Tensor):
             values = values.tolist()
         for value in values:
-            if not (value is None or (isinstance(value, int) and -1 <= value < self.num_classes)):
+            if not (value is None or (isinstance(value, Integral) and -1 <= int(value) < self.num_classes)):
                 raise ValueError(
                     f"label {value!r}: give whole numbers from 0 to {self.num_classes - 1}, "
                     "-1 or None for no label"
                 )
-        return torch.tensor([-1 if value is None else value for value in values])
+        return torch.tensor([-1 if value is None else int(value) for value in values])
 
     def forward(self, ids: Tensor) -> Condition:
-        """Conditions of labels (B,): tokens (B, 1, D), mask (B, 1), pooled (B, D)."""
+        """Conditions of labels (B,): tokens (B, 1, D), mask (B, 1), pooled (B, D).
+
+        Raises:
+            ValueError: labels on the CPU are not all classes; on a GPU, to look would be to wait.
+        """
+        if ids.device.type == "cpu":
+            ids = self.ids(ids)
         ids = ids.to(self.embedding.weight.device)
         given = ids >= 0  # (B,)
         vectors = self.embedding(ids.clamp(min=0)) * given[:, None]

@@ -8,13 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from minidiff.doctor import errors_by_level
-from minidiff.metrics import Interval, frechet_distance, kernel_distance, mean
+from minidiff.metrics import FEWEST, Interval, frechet_distance, kernel_distance, mean
 from minidiff.pipeline import TextToImage
 from minidiff.pixels import from_bytes
 from minidiff.text import CLIP
-
-FEWEST = 40
-"""Images below which the distances have no error bars: 20 groups of 2."""
 
 
 def evaluate_images(
@@ -43,7 +40,7 @@ def evaluate_images(
         compare models of the same data, and say nothing about FID in Inception's features.
 
     Raises:
-        ValueError: fewer than :data:`FEWEST` pictures.
+        ValueError: fewer than :data:`~minidiff.metrics.FEWEST` pictures.
     """
     n = min(prompts, len(images))
     if n < FEWEST:

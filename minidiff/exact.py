@@ -144,8 +144,8 @@ class GaussianMixture:
         mixture = copy.copy(self)
         mixture.weights = self._log_joint(x, alpha, v).softmax(dim=1)[0]  # (K,)
         shrink = (alpha[:, None] * self.stds**2 / v)[0]  # (K, 1 or F)
-        away = self._turn(x[:, None] - alpha[:, None] * self.means)[0]  # (K, F)
-        mixture.means = self.means + self._turn_back((shrink * away)[None])[0]
+        offset = self._turn(x[:, None] - alpha[:, None] * self.means)[0]  # (K, F)
+        mixture.means = self.means + self._turn_back((shrink * offset)[None])[0]
         mixture.stds = (self.stds**2 * (sigma**2)[:, None] / v).sqrt()[0]
         return mixture
 
@@ -168,10 +168,10 @@ class GaussianMixture:
         """``n`` clean samples x0, ``(n, *D)``, typed like ``means``; ``generator`` lives on the CPU."""
         k = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator)
         eps = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
-        k, away = k.to(self.means.device), self.stds[k] * eps.to(self.means)  # away (n, F)
+        k, offset = k.to(self.means.device), self.stds[k] * eps.to(self.means)  # offset (n, F)
         if self.axes is not None:
-            away = torch.einsum("nfg,ng->nf", self.axes[k], away)
-        return (self.means[k] + away).reshape(n, *self.shape).to(self.dtype)
+            offset = torch.einsum("nfg,ng->nf", self.axes[k], offset)
+        return (self.means[k] + offset).reshape(n, *self.shape).to(self.dtype)
 
     @property
     def mean(self) -> Tensor:
@@ -186,8 +186,8 @@ class GaussianMixture:
             within = (self.weights @ variances).diag()
         else:
             within = torch.einsum("k,kfg,kg,khg->fh", self.weights, self.axes, variances, self.axes)
-        away = self.means - self.weights @ self.means
-        return within + (self.weights[:, None] * away).T @ away
+        offset = self.means - self.weights @ self.means
+        return within + (self.weights[:, None] * offset).T @ offset
 
     def _at(
         self, x_t: Tensor, level: NoiseLevel, density: bool = False
@@ -226,16 +226,16 @@ class GaussianMixture:
         if factor.shape[2] == 1:  # multiplied out, as above
             weights = r * factor[:, :, 0]
             return weights.sum(1, keepdim=True) * x - alpha * (weights @ self.means)
-        away = factor * self._turn(x[:, None] - alpha[:, None] * self.means)  # (B, K, F)
-        return torch.einsum("bk,bkf->bf", r, self._turn_back(away))
+        offset = factor * self._turn(x[:, None] - alpha[:, None] * self.means)  # (B, K, F)
+        return torch.einsum("bk,bkf->bf", r, self._turn_back(offset))
 
-    def _turn(self, away: Tensor) -> Tensor:
+    def _turn(self, offset: Tensor) -> Tensor:
         """(B, K, F) from the usual axes into those of each component."""
-        return away if self.axes is None else torch.einsum("bkf,kfg->bkg", away, self.axes)
+        return offset if self.axes is None else torch.einsum("bkf,kfg->bkg", offset, self.axes)
 
-    def _turn_back(self, away: Tensor) -> Tensor:
+    def _turn_back(self, offset: Tensor) -> Tensor:
         """(B, K, F) from the axes of each component into the usual ones."""
-        return away if self.axes is None else torch.einsum("bkg,kfg->bkf", away, self.axes)
+        return offset if self.axes is None else torch.einsum("bkg,kfg->bkf", offset, self.axes)
 
 
 class FiniteData(GaussianMixture):

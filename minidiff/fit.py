@@ -14,6 +14,7 @@ import torch
 
 from minidiff.data import Batches
 from minidiff.denoiser import Diffusion
+from minidiff.denoiser.diffusion import network_from_config
 from minidiff.pipeline import TextToImage
 from minidiff.pixels import save_grid
 from minidiff.recipes import Recipe
@@ -107,13 +108,15 @@ def _check_network(model: Diffusion, folder: Path) -> None:
     saved = json.loads((folder / "config.json").read_text())["net"]
     net: Any = model.net
     name = type(net).__name__
-    if saved.pop("name") != name:
+    if saved["name"] != name:
         raise ValueError(f"{folder} holds a run of another kind of network, not of a {name}")
-    then = type(net)(**saved).config  # what an older file does not say has its default
+    # Built, not compared as it stands: what an older file does not say has its default.
+    before: Any = network_from_config(saved, folder / "config.json")
     for key, value in net.config.items():
-        if then[key] != value:
+        if before.config[key] != value:
             raise ValueError(
-                f"{folder} holds a run with {key} = {then[key]!r}, not {value!r}: resume it with that"
+                f"{folder} holds a run with {key} = {before.config[key]!r}, not {value!r}: "
+                "resume it with that"
             )
 
 

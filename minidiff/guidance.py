@@ -73,13 +73,13 @@ def guide(
         if scale == 1 or not bool(inside.any()):
             return denoise(x_t, level, condition)
         if isinstance(condition, Condition) and isinstance(negative, Condition | None):
-            asked = condition.expand(len(x_t))
+            every = condition.expand(len(x_t))
             if negative is None:
-                other = asked.drop(torch.ones_like(asked.mask[:, 0]))
+                other = every.drop(torch.ones_like(every.mask[:, 0]))
             else:
                 other = negative.expand(len(x_t))
             twice = level if level.t.ndim == 0 else NoiseLevel(*(v.repeat(2) for v in level))
-            both = denoise(torch.cat([x_t, x_t]), twice, Condition.cat([asked, other]))
+            both = denoise(torch.cat([x_t, x_t]), twice, Condition.cat([every, other]))
             (x0, x0_other), (eps, eps_other) = (part.chunk(2) for part in both)
         else:  # a condition of the caller's own kind cannot be joined into one batch
             (x0, eps), (x0_other, eps_other) = (denoise(x_t, level, c) for c in (condition, negative))

@@ -22,6 +22,9 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+FEWEST = 40
+"""Samples below which the distances have no error bars: 20 groups of 2."""
+
 
 class Interval(NamedTuple):
     """A value, and the range in which it would probably lie if all were known.

@@ -23,9 +23,9 @@ from minidiff.data import Batches, captioned_folder, fashion_mnist
 from minidiff.data.fashion import CAPTIONS
 from minidiff.data.folder import FolderImages, folder_splits
 from minidiff.denoiser import Conditioning, Diffusion, UNet
-from minidiff.evaluation import FEWEST, evaluate_images
+from minidiff.evaluation import evaluate_images
 from minidiff.loss import Weighting
-from minidiff.metrics import Interval
+from minidiff.metrics import FEWEST, Interval
 from minidiff.pipeline import TextToImage
 from minidiff.schedule import Cosine
 from minidiff.text import CLIP, TextEncoder, train_clip

@@ -109,7 +109,7 @@ MUTANTS = [
         ("posterior spread of the prior", "exact", "mixture.stds = (self.stds**2 * (sigma**2)[:, None] / v).sqrt()[0]", "mixture.stds = self.stds", ("test_exact",)),
         ("size of a component forgotten", "exact", "return log_weights - (distances + log_volume) / 2", "return log_weights - distances / 2", ("test_exact",)),
         ("a condition that excludes what it names", "exact", "masked_fill(~condition.to(x.device), -math.inf)", "masked_fill(condition.to(x.device), -math.inf)", ("test_exact",)),
-        ("covariance within components alone", "exact", "return within + (self.weights[:, None] * away).T @ away", "return within", ("test_exact",)),
+        ("covariance within components alone", "exact", "return within + (self.weights[:, None] * offset).T @ offset", "return within", ("test_exact",)),
         ("turned into the axes the wrong way round", "exact", '"bkf,kfg->bkg"', '"bkf,kgf->bkg"', ("test_exact",)),
         ("score with the sign of eps", "exact", "return -self._average(r, 1 / v, x, alpha)", "return self._average(r, 1 / v, x, alpha)", ("test_exact",)),
         ("KL of a step not halved", "likelihood", "_squares(x0 - guess) / 2)", "_squares(x0 - guess))", ("test_likelihood",)),
@@ -145,7 +145,7 @@ MUTANTS = [
         ("an exported model one step late", "denoiser/diffusion", "level = schedule((time + 1) / self.steps)", "level = schedule(time / self.steps)", ("test_interop",)),
         ("an exported EDM input scaled twice", "denoiser/diffusion", "sample = sample * (level.sigma**2 + SIGMA_DATA**2).sqrt().to(sample)", "sample = sample * 1.0", ("test_interop",)),
         # --- guidance, one inside another
-        ("negative ignored beside a condition", "guidance", "other = negative.expand(len(x_t))", "other = asked.drop(torch.ones_like(asked.mask[:, 0]))", ("test_guidance",)),
+        ("negative ignored beside a condition", "guidance", "other = negative.expand(len(x_t))", "other = every.drop(torch.ones_like(every.mask[:, 0]))", ("test_guidance",)),
         ("rescaled outside its interval", "guidance", "strength = broadcast(torch.where(inside, scale, 1.0), x_t)", "strength = broadcast(torch.where(inside, scale, scale), x_t)", ("test_guidance",)),
         ("clamped on one side", "guidance", ".x0.clamp(low, high)", ".x0.clamp(max=high)", ("test_guidance",)),
         # --- data and metrics

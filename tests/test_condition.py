@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from networks import D, T, condition, randn
@@ -65,11 +66,15 @@ def test_a_label_is_one_token_and_its_summary():
 def test_a_label_that_is_no_class_is_named(label):
     with pytest.raises(ValueError, match=f"label {label!r}: give whole numbers from 0 to 4"):
         md.LabelEncoder(5).ids([0, label])
+    if isinstance(label, int):  # numbers pass for ids, and are still looked at
+        encoder = md.LabelEncoder(5)
+        with pytest.raises(ValueError, match=f"label {label!r}: give whole numbers from 0 to 4"):
+            encoder(torch.tensor([0, label]))
     with pytest.raises(ValueError, match="num_classes = 0: use at least 1"):
         md.LabelEncoder(0)
 
 
-@pytest.mark.parametrize("labels", [list, torch.tensor])
+@pytest.mark.parametrize("labels", [list, torch.tensor, np.array])
 def test_labels_train_a_model_that_is_saved_guided_and_loaded(labels, tmp_path):
     """Two classes on two sides; the label says which, and no label leaves both."""
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """Recipes: data from files, training runs that can be stopped and gone on with."""
 
 import csv
+import json
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,6 +129,12 @@ def test_another_network_does_not_resume_a_run(folder, tmp_path):
     other.model.net = type(net)(**net.config | {"positions": True})  # the same weights, another network
     with pytest.raises(ValueError, match="a run with positions = False, not True: resume it with that"):
         next(fitting.fit(other, tmp_path, resume=True))
+    # A run of the first format says "places".
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["net"]["places"] = config["net"].pop("positions")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    other.model.net = net
+    next(fitting.fit(other, tmp_path, resume=True))
     other.model.net = md.DiT(3, 64, 1, condition_dim=other.model.encoder.dim)
     with pytest.raises(ValueError, match="another kind of network, not of a DiT"):
         next(fitting.fit(other, tmp_path, resume=True))

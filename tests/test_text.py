@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from texts import CAPTIONS, encode, model_with, small
+from texts import CAPTIONS, close, encode, model_with, row, small
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -20,15 +20,6 @@ def encoder() -> md.TextEncoder:
     for parameter in encoder.parameters():
         nn.init.normal_(parameter, std=0.3)
     return encoder.eval().requires_grad_(False)
-
-
-def close(a: torch.Tensor, b: torch.Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-
-
-def row(condition: md.Condition, i: int) -> md.Condition:
-    """Caption i without its padding."""
-    return md.Condition(condition.tokens[i][condition.mask[i]], condition.mask[i], condition.pooled[i])
 
 
 # --- words -----------------------------------------------------------------------------------------

@@ -23,3 +23,12 @@ def model_with(encoder: md.TextEncoder) -> md.Diffusion:
     net = md.MLP(2, 32, 1, condition_dim=32)
     nn.init.normal_(net.last.weight)
     return md.Diffusion(net, md.Cosine(), "v", encoder)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def row(condition: md.Condition, i: int) -> md.Condition:
+    """Caption i without its padding."""
+    return md.Condition(condition.tokens[i][condition.mask[i]], condition.mask[i], condition.pooled[i])

@@ -26,7 +26,7 @@ from minidiff.critters.scene import (
     sample_scene,
     words,
 )
-from minidiff.metrics import Interval, frechet_distance, kernel_distance, proportion
+from minidiff.metrics import FEWEST, Interval, frechet_distance, kernel_distance, proportion
 from minidiff.pixels import from_bytes
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 SPLITS: tuple[tuple[str, Split], ...] = (("seen", "train"), ("held-out", "held_out"))
 FRESH = 2**31 - 1
 """A seed that no training run uses by default."""
-FEWEST = 40
-"""Images below which the distances have no error bars."""
 
 
 def evaluate(

@@ -224,7 +224,7 @@ class Diffusion(nn.Module):
             if (kind := config.get("model", "Diffusion")) != cls.__name__:
                 raise ValueError(f"{folder} holds a {kind}: load it with {kind}.from_pretrained")
             schedule = schedule_from_config(config["schedule"])
-            net = _network(config["net"], file) if net is None else net
+            net = network_from_config(config["net"], file) if net is None else net
             if encoder is None and config["encoder"] is not None:
                 encoder = _encoder(config["encoder"], file)
             model = cls(net, schedule, config["target"], encoder, config["shape"])
@@ -345,7 +345,12 @@ def _describe(part: Any) -> dict[str, Any]:
     return {"name": kind.__name__, **(part.config() if callable(part.config) else part.config)}
 
 
-def _network(config: dict[str, Any], file: Path) -> nn.Module:
+def network_from_config(config: dict[str, Any], file: Path) -> nn.Module:
+    """The untrained network that ``config`` describes; ``file`` is where it stands, for the message.
+
+    Raises:
+        ValueError: it is a network of the caller's own, of which the file has the name only.
+    """
     arguments = dict(config)
     name = arguments.pop("name")
     if name not in NETWORKS:
