@@ -9,6 +9,7 @@ source on disk stays as it is: a child process reads it through a loader that sw
 
 import contextlib
 import importlib.machinery
+import importlib.util
 import io
 import os
 import sys
@@ -195,7 +196,8 @@ class Finder:
             return None
         loader = Loader(fullname, str(ROOT / "minidiff" / f"{self.mutant.file}.py"))
         loader.mutant = self.mutant
-        return importlib.machinery.ModuleSpec(fullname, loader, origin=loader.path)
+        # By its location, so that the module knows its __file__.
+        return importlib.util.spec_from_file_location(fullname, loader.path, loader=loader)
 
 
 def caught(mutant: Mutant) -> bool:

@@ -131,6 +131,21 @@ def test_our_model_answers_their_scheduler(schedule, target):
     assert abs(x.mean().item()) < 0.02
 
 
+@pytest.mark.parametrize("schedule,target", EXPORTED[:4], ids=str)
+@pytest.mark.parametrize("t", [10, 100, 500])
+@torch.no_grad()
+def test_our_model_is_asked_at_the_level_of_their_timestep(schedule, target, t):
+    """The level is read off their own table; one step beside it the guess of x0 is another."""
+    model = md.Diffusion(Oracle(schedule, target), schedule, target, shape=(2, 8, 8))
+    unet, scheduler = model.to_diffusers()
+    alpha_bar = scheduler.alphas_cumprod[t].double()
+    level = md.NoiseLevel(torch.tensor(t / 1000.0), alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+    x = start()
+    theirs = scheduler.step(unet(x, t).sample, t, x).pred_original_sample
+    exact = model.net.oracle.denoise(x.flatten(1).double(), level).x0.reshape(x.shape)
+    torch.testing.assert_close(theirs.double(), exact, rtol=2e-3, atol=2e-4)
+
+
 def test_a_pipeline_around_one_of_our_networks():
     """It runs as it is, and takes the network as predicting v."""
     torch.manual_seed(0)
