@@ -16,16 +16,7 @@ from minidiff import exact, likelihood, pixels
 from minidiff.condition import Condition, Encoder, LabelEncoder
 from minidiff.denoiser import MLP, Denoiser, Diffusion, DiT, UNet
 from minidiff.doctor import doctor
-from minidiff.forward import (
-    Gaussian,
-    NoiseLevel,
-    Prediction,
-    diffuse,
-    from_target,
-    posterior,
-    to_target,
-    transition,
-)
+from minidiff.forward import NoiseLevel, Prediction, diffuse, from_target, posterior, to_target, transition
 from minidiff.guidance import clamp, gradient_guide, guide, threshold
 from minidiff.interop import from_diffusers
 from minidiff.loss import loss
@@ -48,7 +39,7 @@ _HOMES = {  # the module each name is in
 
 __all__ = [
     "CLIP", "EMA", "MLP", "VP", "Alignment", "Betas", "Condition", "Cosine", "Denoiser", "DiT", "Diffusion",
-    "Encoder", "Flow", "Gaussian", "Karras", "LabelEncoder", "Linear", "NoiseLevel", "Prediction",
+    "Encoder", "Flow", "Karras", "LabelEncoder", "Linear", "NoiseLevel", "Prediction",
     "Schedule", "Shifted", "Sigmoid", "State", "Step", "TextEncoder", "TextToImage", "UNet", "clamp",
     "critters", "data", "ddim", "ddpm", "diffuse",
     "doctor", "dpmpp_2m", "exact", "from_diffusers", "from_target", "generators", "gradient_guide", "guide",

@@ -13,7 +13,6 @@ captions and labels become tensors; a step is a function of tensors.
 """
 
 import itertools
-import os
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from torch.utils.data import DataLoader
 from minidiff.condition import Condition
 from minidiff.denoiser import Diffusion
 from minidiff.device import has_bf16
+from minidiff.files import StrPath
 from minidiff.loss import Term, Weighting, loss
 from minidiff.state import TrainingState
 
@@ -90,7 +90,7 @@ class Step:
         """The loss of this step. Reading it waits for the device, so read it when you need it."""
         return self._loss.item()
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: StrPath) -> None:
         """Write ``training.safetensors``, from which ``train(..., resume=folder)`` goes on.
 
         It holds weights, averaged weights and the optimizer's moments. The file is replaced whole.
@@ -114,7 +114,7 @@ def train(
     max_grad_norm: float = 1.0,
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     seed: int = 0,
-    resume: str | os.PathLike[str] | None = None,
+    resume: StrPath | None = None,
 ) -> Iterator[Step]:
     """Train ``model`` in place, yielding after each optimizer step.
 

@@ -151,7 +151,7 @@ MUTANTS = [
         ("clamped on one side", "guidance", ".x0.clamp(low, high)", ".x0.clamp(max=high)", ("test_guidance",)),
         # --- data and metrics
         ("the same order every epoch", "data/batches", "np.random.default_rng((self.seed, epoch))", "np.random.default_rng(self.seed)", ("test_batches",)),
-        ("captions of the first epoch for ever", "data/batches", "words(int(index), epoch)", "words(int(index), 0)", ("test_batches",)),
+        ("captions of the first epoch for ever", "data/batches", "self.caption(index, epoch)", "self.caption(index, 0)", ("test_batches",)),
         ("captions of no picture", "data/batches", "[caption for caption in negative if caption]", "negative", ("test_batches",)),
         ("a spiral denser inside", "data/points", "angle = (low**2 + (high**2 - low**2) * torch.rand(n, generator=generator)).sqrt()", "angle = low + (high - low) * torch.rand(n, generator=generator)", ("test_points",)),
         ("moons that do not reach into each other", "data/points", "1 - angle.cos()) - 0.5", "-angle.cos())", ("test_points",)),
@@ -165,7 +165,7 @@ MUTANTS = [
         ("energy distance without the within terms", "metrics", "weights[len(x) :] = -1 / len(y)", "weights[len(x) :] = 1 / len(y)", ("test_metrics",)),
         ("an interval of the jackknife too narrow", "metrics", "error = math.sqrt((groups - 1) * float(without", "error = math.sqrt(float(without", ("test_metrics",)),
         ("a p-value that can be zero", "metrics", "return (1 + int(as_large.sum())) / (1 + permutations)", "return int(as_large.sum()) / permutations", ("test_metrics",)),
-        ("a colour error that reads as binding", "critters/scores", 'right["binding"] += _both(r, OWN) == _both(e, OWN)', 'right["binding"] += all(same.values())', ("test_scores",)),
+        ("a colour error that reads as binding", "critters/scores", 'right["binding"] += _both(r, scene.OWN) == _both(e, scene.OWN)', 'right["binding"] += all(same.values())', ("test_scores",)),
         ("held-out pairs in training", "critters/scene", 'tuple(pair for pair in _ALL_PAIRS if pair not in HELD_OUT)', "_ALL_PAIRS", ("test_critters",)),
     )
 ]  # fmt: skip

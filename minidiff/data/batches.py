@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ class Batches:
 
     Args:
         images: (N, C, H, W) uint8; kept as bytes, turned into floats batch by batch.
-        caption: caption of image i in an epoch, ``caption(i, epoch)``, or a list of N captions.
+        caption: caption of image i in an epoch, ``caption(i, epoch)``, or a list of N captions (or labels,
+            or what else goes with an image).
         batch_size: images per batch, at most N.
         seed: of the shuffles.
         start: number of the first batch.
@@ -26,7 +28,7 @@ class Batches:
             :meth:`CLIP.loss <minidiff.text.CLIP.loss>`, which learns from such too.
 
     Yields:
-        (x0, captions): x0 (batch_size, C, H, W) float32 in [-1, 1], and a list of strings: first the
+        (x0, captions): x0 (batch_size, C, H, W) float32 in [-1, 1], and a list: first the
         captions of the images, then the negative ones there are.
 
     Raises:
@@ -36,7 +38,7 @@ class Batches:
     def __init__(
         self,
         images: Tensor,
-        caption: Callable[[int, int], str] | Sequence[str],
+        caption: Callable[[int, int], Any] | Sequence[Any],
         batch_size: int,
         *,
         seed: int = 0,
@@ -49,20 +51,16 @@ class Batches:
         self.caption = caption if callable(caption) else lambda index, epoch: caption[index]
         self.negative_caption = negative_caption or (lambda index, epoch: "")
 
-    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, list[Any]]]:
         per_epoch = len(self.images) // self.batch_size
         order, shuffled = np.empty(0, int), -1
         for k in itertools.count(self.start):
             epoch, place = divmod(k, per_epoch)
             if epoch != shuffled:
-                order, shuffled = (
-                    np.random.default_rng((self.seed, epoch)).permutation(len(self.images)),
-                    epoch,
-                )
+                order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
+                shuffled = epoch
             indices = order[place * self.batch_size : (place + 1) * self.batch_size]
             x0 = from_bytes(self.images[torch.from_numpy(indices)])
-            true, negative = (
-                [words(int(index), epoch) for index in indices]
-                for words in (self.caption, self.negative_caption)
-            )
+            true = [self.caption(index, epoch) for index in indices.tolist()]
+            negative = [self.negative_caption(index, epoch) for index in indices.tolist()]
             yield x0, true + [caption for caption in negative if caption]
