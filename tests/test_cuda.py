@@ -42,7 +42,7 @@ def test_a_denoiser_answers_where_the_question_is():
     model = md.Diffusion.from_pretrained("critters", "cuda")
     level, x_t = model.schedule(0.5), torch.randn(2, 3, 64, 64)
     for x in (x_t, x_t.cuda(), x_t.double()):
-        x0, eps = model.denoise(x, level, PROMPTS)
+        x0, eps = model.denoise(x, level, model.encode(PROMPTS))
         assert x0.device == eps.device == x.device
         assert x0.dtype == x.dtype
 
