@@ -26,15 +26,16 @@ from minidiff.schedule import VP, Betas, Cosine, Flow, Karras, Linear, Schedule,
 
 if TYPE_CHECKING:
     from minidiff import critters, data, metrics, plots
+    from minidiff.step import EMA
     from minidiff.text import CLIP, Alignment, TextEncoder
-    from minidiff.training import EMA, Step, train
+    from minidiff.training import Step, train
 
 __version__ = "0.1.0"
 
 _MODULES = ("critters", "data", "metrics", "plots")
 _HOMES = {  # the module each name is in
     "CLIP": "text", "Alignment": "text", "TextEncoder": "text",
-    "EMA": "training", "Step": "training", "train": "training",
+    "EMA": "step", "Step": "training", "train": "training",
 }  # fmt: skip
 
 __all__ = [
