@@ -14,6 +14,7 @@ import torch
 from minidiff.data import Batches
 from minidiff.denoiser import Diffusion
 from minidiff.denoiser.diffusion import network_from_config
+from minidiff.device import bytes_on_device
 from minidiff.files import StrPath
 from minidiff.pipeline import TextToImage
 from minidiff.pixels import save_grid
@@ -75,7 +76,8 @@ def _fit(
     batch_size = recipe.batch_size or min(128, len(source.images))
     # Every process takes its share of the batches, so a step uses up one batch per process.
     start = before * processes().num_processes
-    batches = Batches(source.images, source.caption, batch_size, seed=seed, start=start)
+    images = bytes_on_device(source.images, processes().device)
+    batches = Batches(images, source.caption, batch_size, seed=seed, start=start)
     steps = train(
         recipe.model, batches, recipe.steps,
         lr=recipe.lr, weighting=recipe.weighting, seed=seed, resume=output if before else None,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -156,12 +157,12 @@ def train(
     ema = EMA(model, ema_decay)
     state = TrainingState(model, ema, optimizer, accelerator.is_main_process)
     start = 0 if resume is None else state.load(Path(resume))
-    # What does not learn is encoded before the step.
-    fixed = encoder is not None and not any(p.requires_grad for p in encoder.parameters())
     objective = accelerator.prepare_model(_Objective(model, weighting))
     if isinstance(batches, DataLoader):
         batches = accelerator.prepare_data_loader(batches)
         share = _forever(batches)
+    elif on_cuda and alignment is None and hasattr(batches, "ahead"):  # this library's Batches
+        share = batches.ahead(model.ids, itertools.count(rank, accelerator.num_processes))
     else:
         share = itertools.islice(_forever(batches), rank, None, accelerator.num_processes)
     bf16 = precision == "bf16" or (precision == "auto" and has_bf16(device))
@@ -173,15 +174,10 @@ def train(
     alone = accelerator.num_processes == 1 and alignment is None
     update = Graphed(step) if on_cuda and alone else step
     generator = torch.Generator(device)
+    ready = _ready(model, share, alignment)
     try:
         for index in range(start, steps):
-            x0, values = unpack(next(share))
-            term = None if alignment is None else alignment.term(_captions(values))
-            condition = model.ids(values)
-            if fixed:
-                with torch.no_grad():
-                    condition = model.encode(condition)
-            x0 = x0.to(device, torch.float32)
+            x0, condition, term = next(ready)
             generator.manual_seed(((seed * 1_000_003 + index) * 1_009 + rank) % 2**63)
             rate = lr * _trapezoid(index, steps, min(warmup, steps // 10), decay_from)
             draws = draw(model.schedule, x0, condition_dropout, generator)
@@ -224,6 +220,30 @@ def unpack(batch: Batch) -> tuple[Tensor, Any]:
     if not x0.is_floating_point():
         raise ValueError(f"a batch holds {x0.dtype}, not floats: bring images to [-1, 1] first")
     return x0, rest[0] if rest else None
+
+
+def _ready(
+    model: Diffusion, batches: Iterator[Batch], alignment: "Alignment | None"
+) -> Iterator[tuple[Tensor, Any, Term | None]]:
+    """Batches as a step takes them: tensors on the device. On the CPU what does not learn is encoded here; on
+    CUDA the step does it, and all captions are as long as the longest may be, for one graph to serve all."""
+    encoder, device = model.encoder, model.device
+    on_cuda = device.type == "cuda"
+    learns = isinstance(encoder, nn.Module) and any(p.requires_grad for p in encoder.parameters())
+    length = getattr(encoder, "max_length", 0) if on_cuda else 0
+    for batch in batches:
+        x0, values = unpack(batch)
+        term = None if alignment is None else alignment.term(_captions(values))
+        condition = model.ids(values)
+        if not learns and not on_cuda:
+            with torch.no_grad():
+                condition = model.encode(condition)
+        if isinstance(condition, Condition):
+            condition = Condition(*(part.to(device) for part in condition)).pad(length)
+        elif isinstance(condition, Tensor):
+            missing = max(0, length - condition.shape[1]) if condition.ndim == 2 else 0
+            condition = F.pad(condition, (0, missing), value=-1).to(device, non_blocking=True)
+        yield x0.to(device, torch.float32, non_blocking=True), condition, term
 
 
 def _captions(values: Any) -> Any:

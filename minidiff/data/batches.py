@@ -1,12 +1,14 @@
 """Endless, repeatable batches from captioned images held in memory."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from minidiff.pixels import from_bytes
 
@@ -50,17 +52,50 @@ class Batches:
         self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
         self.caption = caption if callable(caption) else lambda index, epoch: caption[index]
         self.negative_caption = negative_caption or (lambda index, epoch: "")
+        self._epoch, self._order = -1, np.empty(0, int)
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[Any]]]:
-        per_epoch = len(self.images) // self.batch_size
-        order, shuffled = np.empty(0, int), -1
         for k in itertools.count(self.start):
-            epoch, place = divmod(k, per_epoch)
-            if epoch != shuffled:
-                order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
-                shuffled = epoch
-            indices = order[place * self.batch_size : (place + 1) * self.batch_size]
-            x0 = from_bytes(self.images[torch.from_numpy(indices)])
-            true = [self.caption(index, epoch) for index in indices.tolist()]
-            negative = [self.negative_caption(index, epoch) for index in indices.tolist()]
-            yield x0, true + [caption for caption in negative if caption]
+            rows, captions = self.number(k)
+            yield from_bytes(self.images[rows]), captions
+
+    def number(self, k: int) -> tuple[Tensor, list[Any]]:
+        """Batch k: which images (batch_size,) int64, and their captions."""
+        epoch, place = divmod(k, len(self.images) // self.batch_size)
+        if epoch != self._epoch:
+            self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
+            self._epoch = epoch
+        rows = self._order[place * self.batch_size : (place + 1) * self.batch_size]
+        true = [self.caption(row, epoch) for row in rows.tolist()]
+        negative = [self.negative_caption(row, epoch) for row in rows.tolist()]
+        return torch.from_numpy(rows), true + [caption for caption in negative if caption]
+
+    def ahead(
+        self, read: Callable[[list[Any]], Any], numbers: Iterable[int], workers: int = 4
+    ) -> Iterator[tuple[Tensor, Any]]:
+        """The batches of these numbers, counted from ``start``, with captions that other processes have read
+        while the caller was busy; images come from where they are.
+
+        Args:
+            read: what to make of the captions of a batch, such as ``model.ids``.
+            numbers: which batches, in this order.
+            workers: processes, where the system can fork; else, or with 0, it is done in this one.
+        """
+        fork = workers > 0 and sys.platform == "linux"
+        loader = DataLoader(
+            _Read(self, read), batch_size=None, sampler=numbers,
+            num_workers=workers if fork else 0, multiprocessing_context="fork" if fork else None,
+        )  # fmt: skip
+        for rows, values in loader:
+            yield from_bytes(self.images[rows]), values
+
+
+class _Read(Dataset[tuple[Tensor, Any]]):
+    """Item k: which images are in batch k, and what was read of their captions."""
+
+    def __init__(self, batches: Batches, read: Callable[[list[Any]], Any]):
+        self.batches, self.read = batches, read
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Any]:
+        rows, captions = self.batches.number(self.batches.start + k)
+        return rows, self.read(captions)

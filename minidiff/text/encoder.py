@@ -225,7 +225,14 @@ class TextEncoder(nn.Module):
         """
         if not isinstance(ids, Tensor):
             raise ValueError(f"ids = {reprlib.repr(ids)} are no numbers: give encoder.ids(captions)")
-        tokens = self._frozen_states(ids) if self.frozen else self._states(ids)
+        device = next(self.model.parameters()).device
+        if self.frozen:
+            # The caller may compute in bfloat16 or want gradients: what is read must not depend on it. On a
+            # GPU to read once more is quicker than to look up, and can be recorded as a part of a step.
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                tokens = self._remembered(ids) if device.type == "cpu" else self._states(ids)
+        else:
+            tokens = self._states(ids)
         mask = (ids >= 0).to(tokens.device)
         if isinstance(self.model, transformers.CLIPTextModel):
             position = torch.arange(mask.shape[1], device=mask.device)
@@ -245,18 +252,15 @@ class TextEncoder(nn.Module):
         states: Tensor = out.last_hidden_state
         return states if self.projection is None else self.projection(states)
 
-    def _frozen_states(self, ids: Tensor) -> Tensor:
-        """The same without gradients; what was read before is looked up."""
+    def _remembered(self, ids: Tensor) -> Tensor:
+        """The same for a frozen encoder; what was read before is looked up."""
         ids = ids.cpu()
         lengths = (ids >= 0).mul(torch.arange(1, ids.shape[1] + 1)).amax(1)  # up to the last token read
         keys = [row[:length].numpy().tobytes() for row, length in zip(ids, lengths, strict=True)]
         new = {key: i for i, key in enumerate(keys) if key not in self._cache}
         found = {key: self._cache[key] for key in keys if key in self._cache}
         if new:
-            device = next(self.model.parameters()).device
-            # The caller may compute in bfloat16 or want gradients; what is kept must not depend on it.
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                states = self._states(ids[list(new.values())])
+            states = self._states(ids[list(new.values())])
             for key, state in zip(new, states, strict=True):
                 found[key] = state = state[: len(key) // 8].clone()  # 8 bytes a token
                 if self._cache_bytes + state.nbytes > CACHE_BYTES:
