@@ -193,9 +193,12 @@ TWO = [
 
 
 def critters_recipe(options: Options, count: int) -> Recipe:
-    """Animals in hats, drawn on the spot; see :mod:`minidiff.critters`. Two are side by side or one above the
-    other, and the U-Net is told its positions, or "left of" would mean little to it. The captions are read by
-    the text tower of the shipped CLIP, frozen.
+    """Animals in hats, drawn on the spot; see :mod:`minidiff.critters`.
+
+    The captions of one are read by the text tower of the shipped CLIP, frozen. Two are side by side or one
+    above the other, and the U-Net is told its positions, or "left of" would mean little to it. Their captions
+    are read by an encoder that learns along and reads both ways: the word "cat" must know of a hat that is
+    named after it, and a tower that reads from left to right cannot tell it.
 
     Args:
         options: size, images, seed and those of the model.
@@ -204,7 +207,7 @@ def critters_recipe(options: Options, count: int) -> Recipe:
     Raises:
         ValueError: an option does not fit.
     """
-    size, clip = options.size, "critters-clip" if count == 1 else "critters-duo-clip"
+    size = options.size
     _patch(size)
 
     def load() -> Source:
@@ -212,7 +215,11 @@ def critters_recipe(options: Options, count: int) -> Recipe:
         return Source(data.images(), data.caption)
 
     def build(recipe: Recipe) -> Diffusion:
-        text = options.encoder or CLIP.from_pretrained(clip).text_encoder()
+        text = options.encoder
+        if text is None and count == 1:
+            text = CLIP.from_pretrained("critters-clip").text_encoder()
+        elif text is None:
+            text = TextEncoder.from_captions([*critters.vocabulary(2), ","], layers=4, max_length=48)
         return text_to_image(text, (3, size, size), options, positions=count == 2)
 
     def score(pipe: TextToImage, recipe: Recipe, **how: Any) -> dict[str, Interval]:
