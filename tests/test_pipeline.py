@@ -51,7 +51,7 @@ def test_shipped_model_draws_cats_in_top_hats_which_training_never_showed(pipe):
 
 
 def test_shipped_duo_puts_each_where_the_prompt_says():
-    """The same words in two orders: what is left changes places. Its colours are not sure enough to ask for."""
+    """The same words in two orders: what is left changes places. Its colours are too unsure to be asked for."""
     pipe = md.TextToImage.from_pretrained("critters-duo", device="cpu")
     told = ("a black cat in a red top hat", "a pink pig in a blue crown")
     prompts = ["{} left of {}".format(*told), "{} left of {}".format(*reversed(told))]
