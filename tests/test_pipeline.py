@@ -51,7 +51,7 @@ def test_shipped_model_draws_cats_in_top_hats_which_training_never_showed(pipe):
 
 
 def test_shipped_duo_puts_each_where_the_prompt_says():
-    """The same words in two orders: what is left changes places. Its colours are too unsure to be asked for."""
+    """The same words in two orders: what is left changes places. Colours are not asked for."""
     pipe = md.TextToImage.from_pretrained("critters-duo", device="cpu")
     told = ("a black cat in a red top hat", "a pink pig in a blue crown")
     prompts = ["{} left of {}".format(*told), "{} left of {}".format(*reversed(told))]
@@ -182,7 +182,7 @@ def test_each_prompt_may_have_its_own_negative(pipe):
     assert close(found[2:], none[2:])  # to stay away from nothing is to have no negative prompt
 
 
-SAMPLERS = ("ddpm", "ddim", "heun", "dpmpp_2m")
+SAMPLERS = ("ddpm", "ddim", "heun", "dpmpp_2m", "unipc")
 
 
 @pytest.mark.parametrize(
