@@ -28,7 +28,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 UNITTEST := OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 .DELETE_ON_ERROR:
-.PHONY: help install test retest quick executed book lab mutants notebooks lint format clean
+.PHONY: help install test retest quick executed book bench lab mutants notebooks lint format clean
 
 help:
 	@echo "make book       render the book, print where it is"
@@ -38,6 +38,7 @@ help:
 	@echo "make lab        open the notebooks in JupyterLab (installs it first)"
 	@echo "make notebooks  execute the notebooks again, in place"
 	@echo "make mutants    plant classic mistakes, one at a time: do the tests notice?"
+	@echo "make bench      measure beside other libraries, and write the book's page of it"
 	@echo "make lint       lint and types only"
 	@echo "make format     put the code in the project's format"
 	@echo "make install    the virtual environment only ($(VENV))"
@@ -110,6 +111,9 @@ mutants: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/samplers.py
 
 clean:
 	rm -rf _build .mypy_cache .pytest_cache .ruff_cache
