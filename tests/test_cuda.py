@@ -74,7 +74,7 @@ def test_a_recorded_run_learns_what_the_plain_one_learns(frozen, monkeypatch):
     def losses() -> list[float]:
         torch.manual_seed(0)
         encoder = copy.deepcopy(text)
-        net = md.UNet(width=32, patch=2, multipliers=(1, 1), attention=(1,), condition_dim=32)
+        net = md.UNet(width=32, patch=2, multipliers=(1, 1), attention=(1,), condition_dim=32, positions=True)
         model = md.Diffusion(net, md.Cosine(), "x0", encoder, (3, 32, 32))
         batches = Batches(images.cuda(), data.caption, 16)
         return [step.loss for step in md.train(model, batches, 12, precision="fp32", warmup=0)]

@@ -8,6 +8,8 @@ import pytest
 import torch
 from runs import data, fresh, generator, weights_of, words
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 import minidiff as md
 from minidiff.critters import Critters, vocabulary
@@ -146,6 +148,69 @@ def test_what_cannot_be_recorded_runs_as_it_is_with_one_warning():
     assert "\n" not in str(caught[0].message)
     for here, there in zip(run(WARM_UP + 4, True), found, strict=True):
         torch.testing.assert_close(here, there, rtol=0, atol=0)
+
+
+class Unrecordable(TorchDispatchMode):
+    """Refuses what a graph cannot hold: to bring something to the device, or to ask it for a number."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        out = function(*arguments, **keywords)
+        if function.overloadpacket is torch.ops.aten._local_scalar_dense:
+            raise RuntimeError("waits for the device")
+        given = [a for a in tree_leaves((arguments, keywords)) if isinstance(a, Tensor)]
+        brought = any(a.device.type == "cpu" and a.ndim for a in given)
+        if brought and any(isinstance(o, Tensor) and o.device.type == "meta" for o in tree_leaves(out)):
+            raise RuntimeError(f"{function} brings something to the device")
+        return out
+
+
+def recordable_models() -> dict[str, md.Diffusion]:
+    words = [*vocabulary(2), ","]
+    read_both_ways = md.TextEncoder.from_captions(words, dim=32, layers=1)
+    frozen = md.TextEncoder.from_pretrained("critters-clip")
+    labels = md.LabelEncoder(3, 32)
+    placed = md.UNet(3, 64, patch=4, condition_dim=32, positions=True)
+    plain = md.UNet(3, 64, patch=4, condition_dim=frozen.dim)
+    return {
+        "captions, learned": md.Diffusion(placed, md.Cosine(), "x0", read_both_ways),
+        "captions, frozen": md.Diffusion(plain, md.Flow(), "flow", frozen),
+        "labels": md.Diffusion(md.DiT(3, 64, 2, condition_dim=32), md.Karras(), "edm", labels),
+        "no condition": md.Diffusion(md.MLP(8, 32), md.Linear(), "v"),
+    }
+
+
+@pytest.mark.parametrize("name", ["captions, learned", "captions, frozen", "labels", "no condition"])
+def test_nothing_in_a_step_waits_for_the_device_or_brings_something_there(name, monkeypatch):
+    """On torch's device without memory, "meta", where each operation is only looked at."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **options: nullcontext())  # unknown to "meta"
+    # transformers looks whether a mask hides anything, but not while a graph is recorded.
+    monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda *_: True)
+    model = recordable_models()[name].to("meta").requires_grad_(True)
+    if getattr(model.encoder, "frozen", False):
+        model.encoder.requires_grad_(False)
+    condition = {"labels": torch.zeros(4, dtype=torch.long), "no condition": None}.get(
+        name, torch.ones(4, 20, dtype=torch.long)
+    )
+    x0 = torch.randn(4, *((8,) if name == "no condition" else (3, 32, 32)))
+    drawn = draw(model.schedule, x0, 0.1)
+    x0, condition, drawn = tree_map(
+        lambda part: part.to("meta") if isinstance(part, Tensor) else part, (x0, condition, drawn)
+    )
+    with Unrecordable():
+        loss(model, x0, condition, weighting="snr_plus_one", draws=drawn).backward()
+    assert all(p.grad is not None for p in model.net.parameters() if p.requires_grad)
+    ema = md.EMA(model)
+    with Unrecordable():
+        ema.mix(model, torch.ones((), device="meta"))
+
+
+def test_that_test_sees_what_cannot_be_recorded():
+    x = torch.ones(3, device="meta")
+    with pytest.raises(RuntimeError, match="brings something"), Unrecordable():
+        x + torch.ones(3).to(x)
+    with pytest.raises(RuntimeError), Unrecordable():
+        bool(x.any())
 
 
 # --- batches made ahead -----------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class DiT(nn.Module):
         patches = F.pixel_unshuffle(x, self.patch)  # (B, channels * patch², rows, columns)
         rows, columns = patches.shape[2:]
         h = self.first(patches.flatten(2).transpose(1, 2))  # (B, rows * columns, width)
-        h = h + layers.image_positions(rows, columns, h.shape[2]).to(h)
+        h = h + layers.image_positions(rows, columns, h.shape[2], h.device).to(h)
         for block in self.blocks:
             h = block(h, embedding, condition)
         scale, shift = self.scale_shift(embedding)[:, None].chunk(2, dim=2)  # (B, 1, width)

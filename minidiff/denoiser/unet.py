@@ -118,7 +118,9 @@ class UNet(nn.Module):
         x = F.pixel_unshuffle(x, self.patch)  # (B, channels * patch², H / patch, W / patch)
         h = self.first(x.contiguous(memory_format=torch.channels_last))
         if self.positions:
-            codes = layers.image_positions(h.shape[2], h.shape[3], h.shape[1])  # (H * W / patch², width)
+            codes = layers.image_positions(
+                h.shape[2], h.shape[3], h.shape[1], h.device
+            )  # (H W / patch², width)
             h = h + codes.T.unflatten(1, h.shape[2:]).to(h)
         skips = [h]
         for layer in self.down:
