@@ -33,7 +33,7 @@ RESULTS = Path(__file__).with_name("results")
 PAGE = Path(__file__).parents[1] / "book" / "benchmarks.md"
 CALLS = (4, 6, 8, 10, 15, 20, 50)
 SCHEDULE = md.Cosine()
-OURS: dict[str, Callable[..., Any]] = {"DDIM": md.ddim, "DPM-Solver++ 2M": md.dpmpp_2m, "UniPC": md.unipc}
+OURS: dict[str, Callable[..., Any]] = {"DDIM": md.ddim, "DPM-Solver++ 2M": md.dpmpp_2m, "Adams": md.adams}
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM-Solver++ 2M": ("DPMSolverMultistepScheduler", {"solver_order": 2, "final_sigmas_type": "zero"}),
     "DPM-Solver++ 3M": ("DPMSolverMultistepScheduler", {"solver_order": 3, "final_sigmas_type": "zero"}),

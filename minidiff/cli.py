@@ -30,7 +30,7 @@ Trained = Annotated[
 ]
 DataRoot = Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")]
 CaptionColumn = Annotated[str | None, typer.Option(help="Column of a folder's metadata with the captions.")]
-Sampler = Annotated[str, typer.Option(help="dpmpp_2m, unipc, heun, ddim or ddpm.")]
+Sampler = Annotated[str, typer.Option(help="dpmpp_2m, adams, heun, ddim or ddpm.")]
 SamplingSteps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
 Guidance = Annotated[float, typer.Option(help="Guidance scale; 1 is none.")]
 Interval = Annotated[tuple[float, float], typer.Option(metavar="LOW HIGH", help="Times when guidance acts.")]

@@ -95,7 +95,7 @@ class TextToImage:
             interval: times between which guidance acts, see :func:`~minidiff.guidance.guide`.
             rescale: 0 to 1, how much of the contrast that guidance adds is taken back, see there.
             seed: the same seed gives the same images.
-            sampler: "dpmpp_2m", "unipc", "heun", "ddim" or "ddpm".
+            sampler: "dpmpp_2m", "adams", "heun", "ddim" or "ddpm".
             size: (height, width); None for the size the model was trained on.
             batch_size: images drawn together; only memory and speed depend on it.
 

@@ -7,7 +7,7 @@ clean sample and which noise it sees in ``x_t``; the sampler mixes the two again
 
 What differs is how the two are made. eps' is kept (DDIM), partly replaced by fresh noise (DDPM), or
 averaged over the step (Heun); x0 may be extrapolated from the last two guesses (DPM-Solver++), and the
-step made again when the next one is known (UniPC). On the straight lines of ``Flow``, DDIM is Euler's
+step made again when the next one is known (Adams). On the straight lines of ``Flow``, DDIM is Euler's
 method on the velocity, and eta = 1 its ancestral form.
 
 Samplers are generators: they yield the state after every step, and the caller shows, stores or stops::
@@ -21,7 +21,6 @@ Noise comes from generators on the CPU, so a seed means the same on every device
 sample makes a sample independent of the batch it is drawn in.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -234,28 +233,37 @@ def dpmpp_2m(
 
 
 @torch.no_grad()
-def unipc(denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel]) -> Iterator[State]:
-    """UniPC-2 (Zhao et al. 2023, algorithms 1 and 2): third order at one call a step.
+def adams(denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel], *, order: int = 3) -> Iterator[State]:
+    """Adams' predictor and corrector in alpha: third order at one call a step, the best at few steps.
 
-    Every step but the last is made twice. First x0 is extrapolated from the last two guesses, as in
-    :func:`dpmpp_2m`. The denoiser is asked where that leads, and with its answer the step is made again, by
-    the parabola through all three; the next step begins there, and nothing is asked twice. Over
-    lambda = log(alpha/sigma) the integral of the polynomial is exact (the paper's B(h) stands in for it).
+    Along the probability-flow ODE, d(x/sigma) = x0 d(alpha/sigma) (Lu et al. 2022b, eq. 8): a step needs the
+    mean of x0 over alpha/sigma. The last guesses are joined by a polynomial, as in DEIS (Zhang & Chen 2023,
+    eq. 15). A new guess first repeats the step that led to it, now with both ends known, and then makes the
+    next: UniPC's corrector, which costs no call (Zhao et al. 2023, algorithm 1).
 
-    Arguments and states as in :func:`ddim`; ``state.x`` is that of the first time.
+    What is ours is the polynomial's variable: not lambda or t, but alpha, of unit variance with sigma. Near
+    clean data x0 is a function of sigma², so it is smooth in alpha up to both ends. The integrals have closed
+    forms that hold there: a start from alpha = 0 and the last step to sigma = 0 are steps like any other.
+
+    Arguments and states as in :func:`ddim`, and ``order``: how many guesses are joined, 1 to 3; the first
+    step has only one. Nothing here is random.
+
+    Raises:
+        ValueError: as for :func:`ddim`, or the order is not 1, 2 or 3.
     """
+    if order not in (1, 2, 3):
+        raise ValueError(f"order = {order}: 1, 2 or 3 guesses can be joined")
     x, steps = _start(denoise, x, levels)
-    guesses: list[tuple[NoiseLevel, Tensor]] = []  # newest first
-    before = x
+    guesses: list[tuple[NoiseLevel, Tensor]] = []
+    before, level_r = x, None  # where the last step began
     for level_t, level_s in steps:
-        guesses = [(level_t, denoise(x, level_t).x0), *guesses[:2]]
-        if len(guesses) > 1:
-            level_r = guesses[1][0]  # where the last step began
-            ahead = _mean_x0(guesses, level_r, level_t)
-            x = level_t.alpha * ahead + level_t.sigma * (before - level_r.alpha * ahead) / level_r.sigma
-        before, ahead = x, _mean_x0(guesses[:2], level_t, level_s)
-        x = level_s.alpha * ahead + level_s.sigma * (x - level_t.alpha * ahead) / level_t.sigma
-        yield State(x, ahead, level_s)
+        guesses = [(level_t, denoise(x, level_t).x0), *guesses[: order - 1]]
+        if level_r is not None and order > 1:
+            x = _toward(_mean_x0(guesses, level_r, level_t), before, level_r, level_t)
+        x0 = _mean_x0(guesses, level_t, level_s)
+        before, level_r = x, level_t
+        x = _toward(x0, x, level_t, level_s)
+        yield State(x, x0, level_s)
 
 
 def sample(states: Iterable[State]) -> Tensor:
@@ -273,7 +281,7 @@ def sample(states: Iterable[State]) -> Tensor:
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddpm": ddpm, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m, "unipc": unipc,
+    "ddpm": ddpm, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m, "adams": adams,
 }  # fmt: skip
 
 
@@ -289,28 +297,26 @@ def _mix(
     return x
 
 
+def _toward(x0: Tensor, x: Tensor, level_t: NoiseLevel, level_s: NoiseLevel) -> Tensor:
+    """``x`` moved from one level to another as if its clean sample were ``x0``."""
+    return level_s.alpha * x0 + level_s.sigma * (x - level_t.alpha * x0) / level_t.sigma
+
+
 def _mean_x0(
     guesses: Sequence[tuple[NoiseLevel, Tensor]], level_t: NoiseLevel, level_s: NoiseLevel
 ) -> Tensor:
-    """The x0 which, kept for the whole step from t to s, leads where the polynomial through guesses does.
+    """The mean over alpha/sigma, from one level to another, of the polynomial in alpha through the guesses.
 
-    With u = lambda - lambda_t the ODE's answer is ``x_s = sigma_s/sigma_t x_t + alpha_s I[x0]``, where
-    I[f] is the integral of exp(u - h) f(u) from 0 to h (Lu et al. 2022b, proposition 4.1): so this is
-    I[polynomial]/I[1]. A step from alpha = 0 has no end in lambda; over alpha/sigma it is a plain mean, and
-    the trapezoidal rule serves. One to sigma = 0 knows no better than the newest guess.
+    With alpha² + sigma² = 1, d(alpha/sigma) = d alpha / sigma³, and the integrals of 1, alpha and alpha² are
+    alpha/sigma, 1/sigma and alpha/sigma - arcsin(alpha); here times sigma_s, which may be 0.
     """
-    if level_s.sigma == 0:
-        return guesses[0][1]
-    if level_t.alpha < TINY:
-        return torch.stack([x0 for _, x0 in guesses]).mean(0)
-    h = float(level_s.log_snr - level_t.log_snr) / 2
-    near = [(float(level.log_snr - level_t.log_snr) / 2, x0) for level, x0 in guesses if level.alpha >= TINY]
-    moments = [-math.expm1(-h)]  # I[u^k]
-    for k in range(1, len(near)):
-        moments.append(h**k - k * moments[-1])
-    powers = torch.tensor([[u**k for u, _ in near] for k in range(len(near))], dtype=torch.float64)
-    weights = torch.linalg.solve(powers, torch.tensor(moments, dtype=torch.float64) / moments[0]).tolist()
-    return torch.stack([weight * x0 for weight, (_, x0) in zip(weights, near, strict=True)]).sum(0)
+    at, to, *nodes = (torch.atan2(i.sigma, i.alpha) for i in (level_t, level_s, *(i for i, _ in guesses)))
+    kept = to.sin() / at.sin()
+    first = to.cos() - kept * at.cos()
+    moments = torch.stack([first, 1 - kept, first - to.sin() * (at - to)])[: len(nodes)]
+    powers = torch.stack([torch.stack(nodes).cos() ** k for k in range(len(nodes))])
+    weights = torch.linalg.solve(powers, moments / first)
+    return sum((w * x0 for w, (_, x0) in zip(weights, guesses, strict=True)), start=torch.zeros(()))
 
 
 def _start(

@@ -30,7 +30,7 @@ def test_training_chooses_the_gpu_and_its_model_comes_back():
     assert drawn.device.type == "cpu"
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun", "dpmpp_2m", "adams"])
 def test_a_seed_means_the_same_on_both(sampler):
     """Noise is drawn on the CPU, so a GPU draws the same picture up to its rounding."""
     drawn = [

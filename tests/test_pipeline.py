@@ -182,7 +182,7 @@ def test_each_prompt_may_have_its_own_negative(pipe):
     assert close(found[2:], none[2:])  # to stay away from nothing is to have no negative prompt
 
 
-SAMPLERS = ("ddpm", "ddim", "heun", "dpmpp_2m", "unipc")
+SAMPLERS = ("ddpm", "ddim", "heun", "dpmpp_2m", "adams")
 
 
 @pytest.mark.parametrize(
