@@ -6,9 +6,8 @@ clean sample and which noise it sees in ``x_t``; the sampler mixes the two again
     x_s = alpha_s * x0 + sigma_s * eps'
 
 What differs is how the two are made. eps' is kept (DDIM), partly replaced by fresh noise (DDPM), or
-averaged over the step (Heun); x0 may be extrapolated from the last two guesses (DPM-Solver++), and the
-step made again when the next one is known (Adams). On the straight lines of ``Flow``, DDIM is Euler's
-method on the velocity, and eta = 1 its ancestral form.
+averaged over the step (Heun); x0 may be extrapolated from the last guesses (DPM-Solver++, Adams). On the
+straight lines of ``Flow``, DDIM is Euler's method on the velocity, and eta = 1 its ancestral form.
 
 Samplers are generators: they yield the state after every step, and the caller shows, stores or stops::
 
@@ -21,11 +20,13 @@ Noise comes from generators on the CPU, so a seed means the same on every device
 sample makes a sample independent of the batch it is drawn in.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -234,36 +235,39 @@ def dpmpp_2m(
 
 @torch.no_grad()
 def adams(denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel], *, order: int = 3) -> Iterator[State]:
-    """Adams' predictor and corrector in alpha: third order at one call a step, the best at few steps.
+    """Adams' predictor and corrector in alpha: third order at one call a step.
 
-    Along the probability-flow ODE, d(x/sigma) = x0 d(alpha/sigma) (Lu et al. 2022b, eq. 8): a step needs the
-    mean of x0 over alpha/sigma. The last guesses are joined by a polynomial, as in DEIS (Zhang & Chen 2023,
-    eq. 15). A new guess first repeats the step that led to it, now with both ends known, and then makes the
-    next: UniPC's corrector, which costs no call (Zhao et al. 2023, algorithm 1).
+    On the probability-flow ODE d(x/sigma) = x0 d(alpha/sigma) (Lu et al. 2022b, eq. 8), so a step needs the
+    mean of x0 over alpha/sigma. As in DEIS (Zhang & Chen 2023, eq. 13-15) it is that of a polynomial through
+    the last guesses. A new guess first makes the step that led to it again, now that both of its ends are
+    known, and then the next one: the corrector of UniPC (Zhao et al. 2023, algorithm 1), which costs no call.
 
-    What is ours is the polynomial's variable: not lambda or t, but alpha, of unit variance with sigma. Near
-    clean data x0 is a function of sigma², so it is smooth in alpha up to both ends. The integrals have closed
-    forms that hold there: a start from alpha = 0 and the last step to sigma = 0 are steps like any other.
+    Theirs are polynomials in lambda or t; here the variable is alpha / sqrt(alpha² + sigma²). Near pure noise
+    x0 is smooth in alpha, and near clean data in sigma², hence in alpha again. So the first step from
+    alpha = 0 and the last to sigma = 0, where lambda is infinite, are steps like any other.
 
-    Arguments and states as in :func:`ddim`, and ``order``: how many guesses are joined, 1 to 3; the first
-    step has only one. Nothing here is random.
+    Arguments and states as in :func:`ddim`; nothing here is random. ``order``, 2 or 3, is how many guesses
+    are joined, once there are as many; ``state.x`` is not yet corrected.
 
     Raises:
-        ValueError: as for :func:`ddim`, or the order is not 1, 2 or 3.
+        ValueError: as for :func:`ddim`, or the order is not 2 or 3.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"order = {order}: 1, 2 or 3 guesses can be joined")
+    if order not in (2, 3):
+        raise ValueError(f"order = {order}: choose 2 or 3")
     x, steps = _start(denoise, x, levels)
-    guesses: list[tuple[NoiseLevel, Tensor]] = []
-    before, level_r = x, None  # where the last step began
+    guesses: list[tuple[float, Tensor]] = []
+    before = None  # where the last step began
     for level_t, level_s in steps:
-        guesses = [(level_t, denoise(x, level_t).x0), *guesses[: order - 1]]
-        if level_r is not None and order > 1:
-            x = _toward(_mean_x0(guesses, level_r, level_t), before, level_r, level_t)
-        x0 = _mean_x0(guesses, level_t, level_s)
-        before, level_r = x, level_t
-        x = _toward(x0, x, level_t, level_s)
-        yield State(x, x0, level_s)
+        alpha = math.cos(_angle(level_t))
+        # Two guesses at the same alpha, to half the digits, would make a slope of rounding errors.
+        guesses = [guess for guess in guesses if guess[0] < alpha - 1e-7][: order - 1]
+        guesses.insert(0, (alpha, denoise(x, level_t).x0))  # (B, ...)
+        if before is not None:
+            x = _adams_step(*before, level_t, guesses).x
+        before = x, level_t
+        state = _adams_step(x, level_t, level_s, guesses)
+        x = state.x
+        yield state
 
 
 def sample(states: Iterable[State]) -> Tensor:
@@ -280,9 +284,7 @@ def sample(states: Iterable[State]) -> Tensor:
     return last.x
 
 
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": ddpm, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m, "adams": adams,
-}  # fmt: skip
+SAMPLERS: dict[str, Sampler] = {f.__name__: f for f in (ddpm, ddim, heun, dpmpp_2m, adams)}
 
 
 def _mix(
@@ -297,26 +299,28 @@ def _mix(
     return x
 
 
-def _toward(x0: Tensor, x: Tensor, level_t: NoiseLevel, level_s: NoiseLevel) -> Tensor:
-    """``x`` moved from one level to another as if its clean sample were ``x0``."""
-    return level_s.alpha * x0 + level_s.sigma * (x - level_t.alpha * x0) / level_t.sigma
+def _adams_step(
+    x: Tensor, level_t: NoiseLevel, level_s: NoiseLevel, guesses: Sequence[tuple[float, Tensor]]
+) -> State:
+    """A step with the mean of the polynomial through the guesses, each an alpha and an x0.
 
-
-def _mean_x0(
-    guesses: Sequence[tuple[NoiseLevel, Tensor]], level_t: NoiseLevel, level_s: NoiseLevel
-) -> Tensor:
-    """The mean over alpha/sigma, from one level to another, of the polynomial in alpha through the guesses.
-
-    With alpha² + sigma² = 1, d(alpha/sigma) = d alpha / sigma³, and the integrals of 1, alpha and alpha² are
-    alpha/sigma, 1/sigma and alpha/sigma - arcsin(alpha); here times sigma_s, which may be 0.
+    With alpha = cos(a) and sigma = sin(a), d(alpha/sigma) = -da / sin²(a). The integrals of 1, alpha and
+    alpha² are cot(a), 1/sin(a) and cot(a) + a: times sigma_s they are finite down to sigma_s = 0.
     """
-    at, to, *nodes = (torch.atan2(i.sigma, i.alpha) for i in (level_t, level_s, *(i for i, _ in guesses)))
-    kept = to.sin() / at.sin()
-    first = to.cos() - kept * at.cos()
-    moments = torch.stack([first, 1 - kept, first - to.sin() * (at - to)])[: len(nodes)]
-    powers = torch.stack([torch.stack(nodes).cos() ** k for k in range(len(nodes))])
-    weights = torch.linalg.solve(powers, moments / first)
-    return sum((w * x0 for w, (_, x0) in zip(weights, guesses, strict=True)), start=torch.zeros(()))
+    t, s = _angle(level_t), _angle(level_s)
+    one = math.sin(t - s) / math.sin(t)  # sin(s) (cot(s) - cot(t))
+    integrals = [one, 1 - math.sin(s) / math.sin(t), one - math.sin(s) * (t - s)]
+    powers = np.vander([alpha for alpha, _ in guesses], increasing=True).T
+    # Weights that give every power its true mean, and so every polynomial through the guesses.
+    weights = np.linalg.solve(powers, np.divide(integrals[: len(guesses)], one)).tolist()
+    x0 = sum((w * x0 for w, (_, x0) in zip(weights, guesses, strict=True)), start=torch.zeros_like(x))
+    eps = (x - level_t.alpha * x0) / level_t.sigma
+    return State(level_s.alpha * x0 + level_s.sigma * eps, x0, level_s)
+
+
+def _angle(level: NoiseLevel) -> float:
+    """Between clean data, 0, and pure noise, pi/2, at any scale: alpha = cos and sigma = sin."""
+    return math.atan2(level.sigma, level.alpha)
 
 
 def _start(

@@ -380,3 +380,19 @@ def test_adams_corrects_a_step_from_pure_noise(name):
         order[sampler] = math.log2(errors[0] / errors[1])
     assert order["ddim"] == pytest.approx(2, abs=0.2)
     assert order["adams"] > 2.8
+
+
+@all_schedules
+@pytest.mark.parametrize("spacing", ["uniform", "log_snr", "karras"])
+def test_adams_keeps_apart_what_lies_close(name, spacing):
+    """Many levels close to clean data, where alpha hardly differs: no slope is made of rounding errors."""
+    levels = SCHEDULES[name].levels(200, spacing)
+    x = torch.tensor([-1.3, 0.4, 2.1], dtype=torch.float64) * levels[0].sigma
+    end = run("adams", gaussian(0.7, 0.4), x, levels)[-1].x
+    other = run("dpmpp_2m", gaussian(0.7, 0.4), x, levels)[-1].x
+    torch.testing.assert_close(end, other, rtol=0, atol=2e-2)
+
+
+def test_adams_says_which_orders_there_are():
+    with pytest.raises(ValueError, match="order = 1: choose 2 or 3"):
+        next(md.adams(point_mass(0.0), torch.zeros(1, 2), md.Cosine().levels(2), order=1))
