@@ -10,7 +10,11 @@ A part is a module with three functions: ``run(...)`` measures and returns a dic
 Markdown of it, and ``main`` writes ``benchmarks/results/PART.json``. Its name stands in :data:`PARTS`.
 """
 
+import os
 from importlib.util import find_spec
+
+# Progress bars of other libraries would fall between the lines of ours; they read this once.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 PARTS = tuple(
     part for part in ("weight", "overhead", "samplers", "training") if find_spec(f"benchmarks.{part}")

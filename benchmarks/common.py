@@ -110,22 +110,32 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def write(part: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
-    """Write ``PART.json`` whole or not at all: what was measured, and when, how and on what.
+def record(part: str, run: Callable[..., dict[str, Any]], folder: Path = RESULTS, **settings: Any) -> Path:
+    """Run a part and write ``PART.json``, whole or not at all: what was measured, when, how and on what.
+
+    How busy other programs kept the processor just before is written too: a figure from a busy machine
+    should be told from one that is not.
 
     Args:
         part: name of the module.
-        result: what its ``run`` returned.
+        run: its function; each line under ``skipped`` of what it returns is printed.
         folder: where to.
+        settings: arguments of ``run``.
 
     Returns:
         The file.
     """
+    busy = psutil.cpu_percent(interval=1.0)
+    result = run(**settings)
+    for line in result.get("skipped", ()):
+        print(f"left out: {line}")
     made_by = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": " ".join(["python", "-m", f"benchmarks.{part}", *sys.argv[1:]]),
         "machine": machine(),
-        "versions": {name: version(name) for name in ("minidiff", *PEERS) if name not in PEERS or installed(name)},
+        "busy_before_percent": busy,
+        "versions": {"minidiff": version("minidiff")}
+        | {name: version(name) for name in PEERS if installed(name)},
     }
     file = folder / f"{part}.json"
     with write_whole(file) as unfinished:
@@ -158,10 +168,11 @@ def _short(value: float) -> str:
 def under(result: Mapping[str, Any]) -> str:
     """The line under a table: the day, the machine and the versions."""
     made_by = result["made_by"]
-    on, versions = made_by["machine"], made_by["versions"]
+    on = made_by["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in made_by["versions"].items())
     return (
-        f"{made_by['date']}; {on['processor']}, {on['cores']} cores, {on['threads']} threads, "
-        f"{on['instructions']}; {on['system']}, Python {on['python']}, torch {on['torch']}; "
-        + ", ".join(f"{name} {number}" for name, number in versions.items())
-        + f". `{made_by['command']}`\n"
+        f"Measured on {made_by['date']} by `{made_by['command']}`: {on['processor']}, {on['cores']} cores, "
+        f"{on['threads']} {'thread' if on['threads'] == 1 else 'threads'}, {on['instructions']}, "
+        f"{made_by['busy_before_percent']:.0f} % busy before; {on['system']}, Python {on['python']}, "
+        f"torch {on['torch']}, {versions}.\n"
     )

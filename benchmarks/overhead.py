@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import minidiff as md
-from benchmarks.common import in_turn, installed, markdown, show, spread, under, write
+from benchmarks.common import in_turn, installed, markdown, record, show, spread, under
 from minidiff.sampling import SAMPLERS
 
 PROMPT = "a cat in a top hat"
@@ -147,8 +147,8 @@ def table(result: Mapping[str, Any]) -> str:
     return (
         markdown(header, rows)
         + f"\nOne call of the shipped network takes {show(network, 1e-3)} ms. Batch {settings['batch']}, "
-        f"{settings['size']}×{settings['size']} pixels, {settings['steps']} steps, {settings['rounds']} rounds. "
-        + under(result)
+        f"{settings['size']}×{settings['size']} pixels, {settings['steps']} steps, "
+        f"{settings['rounds']} rounds. " + under(result)
     )
 
 
@@ -156,7 +156,7 @@ def main() -> None:
     """Run and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    print(write("overhead", run(rounds=parser.parse_args().rounds)))
+    print(record("overhead", run, **vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

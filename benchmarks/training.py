@@ -1,9 +1,9 @@
 """How fast does it train? Images a second on the CPU, beside other libraries.
 
-Every library learns the same captioned drawings from batches of the same size, set up as its own example sets
-it up, with a network of like size (the result file says how many parameters each has). Then our network learns
-inside the loops and losses of the others, which tells the network from the loop. All run in turn, and every
-round gives a ratio to ours.
+Every library learns the same captioned drawings from batches of the same size, set up as its own example
+sets it up, with a network of like size (the result file says how many parameters each has). Then our network
+learns inside the loops and losses of the others, which tells the network from the loop. All run in turn, and
+every round gives a ratio to ours.
 
     python -m benchmarks.training [--sizes 32 64] [--rounds 6]
 """
@@ -11,7 +11,7 @@ round gives a ratio to ours.
 import argparse
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import minidiff as md
-from benchmarks.common import PEERS, ROUNDS, in_turn, installed, markdown, show, spread, under, write
+from benchmarks.common import PEERS, ROUNDS, in_turn, installed, markdown, record, show, spread, under
 from minidiff.critters import ATTRIBUTES
 from minidiff.data import Batches
 from minidiff.device import has_bf16
@@ -74,10 +74,16 @@ class Running:
     Attributes:
         net: the network.
         steps: takes a step and gives its loss.
+        losses: of the steps so far.
     """
 
     net: nn.Module
     steps: Iterator[float]
+    losses: list[float] = field(default_factory=list)
+
+    def step(self) -> None:
+        """Take the next."""
+        self.losses.append(next(self.steps))
 
 
 @dataclass(frozen=True)
@@ -113,16 +119,12 @@ def minidiff_run(task: Task, precision: Any = "auto") -> Running:
 
 
 class OurNetwork(nn.Module):
-    """Our network for the loops of others, in the precision that ours runs in.
+    """Our network for the loops of others, in the precision that ours runs in. How they call it says a
+    subclass for each.
 
     Args:
         task: what it learns.
     """
-
-    # What GaussianDiffusion of denoising-diffusion-pytorch asks of a network.
-    channels = out_dim = 3
-    random_or_learned_sinusoidal_cond = False
-    cond_drop_prob = 0.1
 
     def __init__(self, task: Task):
         super().__init__()
@@ -135,21 +137,18 @@ class OurNetwork(nn.Module):
             out: Tensor = self.net(x, t, condition)
         return out.float()
 
-    def forward(self, x: Tensor, time: Tensor, classes: Any, **ignored: Any) -> Tensor:
-        """As GaussianDiffusion calls it: timesteps (B,) from 0 to 999, conditions as classes."""
-        return self.at(x, (time + 1) / 1000, classes)
-
 
 # --- diffusers ----------------------------------------------------------------------------------
 
 
 def diffusers_unet(task: Task, patch: int = 1) -> nn.Module:
     """A ``UNet2DConditionModel`` of about our size. It halves the picture down to 8 pixels, and attends to
-    itself and to the text at 16 and 8, as is usual; or it works on patches, at our 16 pixels, as ours does."""
+    itself and to the text at 16 and 8, as is usual; or it works on patches, at 16 pixels, as ours does."""
     from diffusers import UNet2DConditionModel
 
     plain = ("DownBlock2D", "UpBlock2D")
     attend = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+    channels: tuple[int, ...]
     if patch > 1:
         channels, blocks = (64, 64, 96), [plain, attend, attend]
     elif task.size <= 32:
@@ -168,7 +167,7 @@ def diffusers_unet(task: Task, patch: int = 1) -> nn.Module:
 def diffusers_loop(
     task: Task, net: nn.Module, call: Callable[[Tensor, Tensor, md.Condition], Tensor], bf16: bool
 ) -> Iterator[float]:
-    """A step as in their example ``train_text_to_image.py``: its settings, without EMA, which is an option."""
+    """A step as in their example ``train_text_to_image.py``, whose averaged weights are an option, off."""
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(num_train_timesteps=1000)
@@ -177,7 +176,7 @@ def diffusers_loop(
     for x0, condition in task.encoded():
         eps = torch.randn_like(x0)
         t = torch.randint(0, 1000, (len(x0),))
-        x_t = scheduler.add_noise(x0, eps, t)  # type: ignore[arg-type]
+        x_t = scheduler.add_noise(x0, eps, t)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             out = call(x_t, t, condition)
         loss = F.mse_loss(out.float(), eps)
@@ -245,7 +244,15 @@ def ddp_run(task: Task) -> Running:
 
 def ours_in_ddp(task: Task) -> Running:
     """Our network in their loop; their GaussianDiffusion hands conditions through as they are."""
-    net = OurNetwork(task)
+
+    class Ours(OurNetwork):
+        channels = out_dim = 3
+        random_or_learned_sinusoidal_cond = False
+
+        def forward(self, x: Tensor, time: Tensor, classes: Any) -> Tensor:
+            return self.at(x, (time + 1) / 1000, classes)
+
+    net = Ours(task)
     return Running(net, ddp_loop(task, net, task.encoded()))
 
 
@@ -278,7 +285,7 @@ def ours_in_smalldiffusion(task: Task) -> Running:
     """Our network in their loop: x0 + sigma·eps comes in, scaled by them, and eps goes out."""
     from smalldiffusion import ModelMixin, Scaled
 
-    class Ours(OurNetwork, ModelMixin):  # type: ignore[misc]
+    class Ours(OurNetwork, ModelMixin):
         def forward(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
             return self.at(x, sigma.flatten().atan() * (2 / torch.pi), cond)
 
@@ -340,7 +347,7 @@ def ours_in_azula(task: Task) -> Running:
     """Our network in their loop."""
 
     class Ours(OurNetwork):
-        def forward(self, x: Tensor, time: Tensor, condition: Any, **ignored: Any) -> Tensor:
+        def forward(self, x: Tensor, time: Tensor, condition: Any) -> Tensor:
             return self.at(x, time.exp().atan() * (2 / torch.pi), condition)
 
     net = Ours(task)
@@ -384,54 +391,53 @@ def contenders(bf16: bool) -> list[Contender]:
     ]  # fmt: skip
 
 
-def computes_in(net: nn.Module) -> list[str]:
-    """A list that fills with the dtype in which the first convolution of a network answers."""
+def dtype_of(net: nn.Module, step: Callable[[], object]) -> str:
+    """The dtype in which the first convolution of a network answers during a step."""
     first = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
-    seen: list[str] = []
-
-    def look(module: nn.Module, given: Any, out: Tensor) -> None:
-        seen.append(str(out.dtype).removeprefix("torch."))
-        handle.remove()
-
-    handle = first.register_forward_hook(look)
-    return seen
+    seen: list[torch.dtype] = []
+    handle = first.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    step()
+    handle.remove()
+    return str(seen[0]).removeprefix("torch.")
 
 
 def measure(task: Task, chosen: Sequence[Contender], rounds: int, seconds: float) -> list[dict[str, Any]]:
     """The rows of one size; the first contender is what the others are compared with."""
-    steps, losses, rows = {}, {}, []
+    running: dict[str, Running] = {}
+    dtypes: dict[str, str] = {}
     for contender in chosen:
         torch.manual_seed(0)
-        running, seen = contender.start(task), list[float]()
-        losses[contender.name] = seen
-        steps[contender.name] = lambda running=running, seen=seen: seen.append(next(running.steps))
-        row = {
-            "size": task.size,
-            "name": contender.name,
-            "library": contender.library,
-            "our_network": contender.ours,
-            "text": contender.text,
-            "parameters": sum(p.numel() for p in running.net.parameters() if p.requires_grad),
-            "computes_in": computes_in(running.net),
-        }
-        rows.append(row)
-    took = in_turn(steps, rounds, seconds)
+        one = running[contender.name] = contender.start(task)
+        dtypes[contender.name] = dtype_of(one.net, one.step)
+    took = in_turn({name: one.step for name, one in running.items()}, rounds, seconds)
     ours = took[chosen[0].name]
-    for row in rows:
-        seconds_per_step, seen = took[row["name"]], losses[row["name"]]
-        few = max(len(seen) // 4, 1)
-        row["computes_in"] = row["computes_in"][0]
-        row["images_per_s"] = spread([task.batch / value for value in seconds_per_step])
-        row["ours_is_faster"] = spread([a / b for a, b in zip(seconds_per_step, ours, strict=True)])
-        row["steps"] = len(seen)
-        row["loss"] = {"first": statistics.fmean(seen[:few]), "last": statistics.fmean(seen[-few:])}
+    rows = []
+    for contender in chosen:
+        one, seconds_per_step = running[contender.name], took[contender.name]
+        few = max(len(one.losses) // 4, 1)
+        first, last = (statistics.fmean(part) for part in (one.losses[:few], one.losses[-few:]))
+        rows.append(
+            {
+                "size": task.size,
+                "name": contender.name,
+                "library": contender.library,
+                "our_network": contender.ours,
+                "text": contender.text,
+                "parameters": sum(p.numel() for p in one.net.parameters() if p.requires_grad),
+                "computes_in": dtypes[contender.name],
+                "images_per_s": spread([task.batch / value for value in seconds_per_step]),
+                "ours_is_faster": spread([a / b for a, b in zip(seconds_per_step, ours, strict=True)]),
+                "steps": len(one.losses),
+                "loss": {"first": round(first, 4), "last": round(last, 4)},
+            }
+        )
     return rows
 
 
 def run(
     *,
     sizes: Sequence[int] = (32, 64),
-    batch: int = 32,
+    batch: int = 16,
     rounds: int = ROUNDS,
     seconds: float = 1.0,
     images: int = 512,
@@ -491,11 +497,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    arguments = parser.parse_args()
-    result = run(sizes=arguments.sizes, rounds=arguments.rounds)
-    for line in result["skipped"]:
-        print(line)
-    print(write("training", result))
+    print(record("training", run, **vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

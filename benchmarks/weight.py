@@ -19,7 +19,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from benchmarks.common import PEERS, ROUNDS, installed, markdown, show, spread, under, write
+from benchmarks.common import PEERS, ROUNDS, installed, markdown, record, show, spread, under
 
 IMPORTS = {
     "torch": "import torch",
@@ -156,10 +156,7 @@ def main() -> None:
     """Run and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    result = run(rounds=parser.parse_args().rounds)
-    for line in result["skipped"]:
-        print(line)
-    print(write("weight", result))
+    print(record("weight", run, **vars(parser.parse_args())))
 
 
 if __name__ == "__main__":
