@@ -33,6 +33,9 @@ IMPORTS = {
 }
 """What is imported of each library."""
 
+MADE = frozenset({"book", "tests"})
+"""The extras that ``make install`` asks for."""
+
 EXTRAS = {"diffusers": frozenset({"torch"})}
 """What a user must ask for besides the name: diffusers alone brings no torch."""
 
@@ -99,6 +102,17 @@ def needed(name: str, extras: frozenset[str] = frozenset(), deep: bool = True) -
     return found - {canonicalize_name(name)}
 
 
+def with_needed(name: str, extras: frozenset[str] = frozenset()) -> int:
+    """Bytes of a package and of all that it needs, as far as they are installed."""
+    total = sum(files(name).values())
+    for other in needed(name, extras):
+        try:
+            total += sum(files(other).values())
+        except PackageNotFoundError:
+            continue
+    return total
+
+
 def run(*, rounds: int = ROUNDS, names: tuple[str, ...] = tuple(IMPORTS)) -> dict[str, Any]:
     """Measure.
 
@@ -108,7 +122,8 @@ def run(*, rounds: int = ROUNDS, names: tuple[str, ...] = tuple(IMPORTS)) -> dic
 
     Returns:
         ``settings``; ``rows``, for each library its seconds to import, its bytes, those of them that are
-        Python code, and its direct and all dependencies; ``skipped``, the libraries that are not installed.
+        Python code, its direct and all dependencies and their bytes, its own included; ``environment``, the
+        bytes of what ``make install`` brings; ``skipped``, the libraries that are not installed.
     """
     present = [name for name in names if name not in PEERS or installed(name)]
     took: dict[str, list[float]] = {name: [] for name in present}
@@ -129,10 +144,12 @@ def run(*, rounds: int = ROUNDS, names: tuple[str, ...] = tuple(IMPORTS)) -> dic
                 "python_bytes": sum(size for file, size in own.items() if file.suffix == ".py"),
                 "direct_dependencies": len(needed(name, extras, deep=False)),
                 "all_dependencies": len(needed(name, extras)),
+                "all_bytes": with_needed(name, extras),
             }
         )
     skipped = [f"{name} is not installed" for name in names if name not in present]
-    return {"settings": {"rounds": rounds}, "rows": rows, "skipped": skipped}
+    environment = {"extras": sorted(MADE), "bytes": with_needed("minidiff", MADE)}
+    return {"settings": {"rounds": rounds}, "rows": rows, "environment": environment, "skipped": skipped}
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -145,11 +162,17 @@ def table(result: Mapping[str, Any]) -> str:
             f"{row['python_bytes'] / 1e6:.2f}",
             str(row["direct_dependencies"]),
             str(row["all_dependencies"]),
+            f"{row['all_bytes'] / 1e9:.1f}",
         ]
         for row in result["rows"]
     ]
-    header = ["library", "seconds to import", "MB", "of it Python code", "needs", "and with what these need"]
-    return markdown(header, rows) + f"\n{result['settings']['rounds']} rounds. " + under(result)
+    header = ["library", "seconds to import", "MB", "of it Python code", "needs", "in all", "GB in all"]
+    return (
+        markdown(header, rows)
+        + f"\nWhat `make install` brings takes {result['environment']['bytes'] / 1e9:.1f} GB. "
+        + f"{result['settings']['rounds']} rounds. "
+        + under(result)
+    )
 
 
 def main() -> None:
