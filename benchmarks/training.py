@@ -391,24 +391,27 @@ def contenders(bf16: bool) -> list[Contender]:
     ]  # fmt: skip
 
 
-def dtype_of(net: nn.Module, step: Callable[[], object]) -> str:
-    """The dtype in which the first convolution of a network answers during a step."""
+def watch(net: nn.Module) -> list[str]:
+    """A list into which goes the dtype that the first convolution of a network answers in, at its next call."""
     first = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
-    seen: list[torch.dtype] = []
-    handle = first.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
-    step()
-    handle.remove()
-    return str(seen[0]).removeprefix("torch.")
+    seen: list[str] = []
+
+    def look(module: nn.Module, given: Any, out: Tensor) -> None:
+        seen.append(str(out.dtype).removeprefix("torch."))
+        handle.remove()
+
+    handle = first.register_forward_hook(look)
+    return seen
 
 
 def measure(task: Task, chosen: Sequence[Contender], rounds: int, seconds: float) -> list[dict[str, Any]]:
     """The rows of one size; the first contender is what the others are compared with."""
     running: dict[str, Running] = {}
-    dtypes: dict[str, str] = {}
+    dtypes: dict[str, list[str]] = {}
     for contender in chosen:
         torch.manual_seed(0)
         one = running[contender.name] = contender.start(task)
-        dtypes[contender.name] = dtype_of(one.net, one.step)
+        dtypes[contender.name] = watch(one.net)
     took = in_turn({name: one.step for name, one in running.items()}, rounds, seconds)
     ours = took[chosen[0].name]
     rows = []
@@ -424,7 +427,7 @@ def measure(task: Task, chosen: Sequence[Contender], rounds: int, seconds: float
                 "our_network": contender.ours,
                 "text": contender.text,
                 "parameters": sum(p.numel() for p in one.net.parameters() if p.requires_grad),
-                "computes_in": dtypes[contender.name],
+                "computes_in": dtypes[contender.name][0],
                 "images_per_s": spread([task.batch / value for value in seconds_per_step]),
                 "ours_is_faster": spread([a / b for a, b in zip(seconds_per_step, ours, strict=True)]),
                 "steps": len(one.losses),

@@ -59,7 +59,7 @@ def files(name: str) -> dict[Path, int]:
     found = distribution(name)
     listed = [Path(str(found.locate_file(file))) for file in found.files or []]
     spec = find_spec(name.replace("-", "_"))
-    if spec is not None and spec.origin is not None:
+    if spec is not None and spec.origin is not None and spec.submodule_search_locations:
         folder = Path(spec.origin).parent
         if not any(file.is_relative_to(folder) and file.name == "__init__.py" for file in listed):
             listed = [*folder.rglob("*")]
