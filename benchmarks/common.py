@@ -150,14 +150,14 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def show(values: Mapping[str, Any], unit: float = 1.0) -> str:
-    """A spread in a table: the median, and from where to where the runs went.
+    """A spread in a table: the median, and from where to where the runs went, if they differ.
 
     Args:
         values: what :func:`spread` made.
         unit: numbers are given in this unit.
     """
     low, median, high = (_short(values[key] / unit) for key in ("min", "median", "max"))
-    return f"{median} ({low} to {high})"
+    return median if low == high else f"{median} ({low} to {high})"
 
 
 def _short(value: float) -> str:

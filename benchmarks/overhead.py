@@ -148,7 +148,7 @@ def table(result: Mapping[str, Any]) -> str:
         markdown(header, rows)
         + f"\nOne call of the shipped network takes {show(network, 1e-3)} ms. Batch {settings['batch']}, "
         f"{settings['size']}×{settings['size']} pixels, {settings['steps']} steps, "
-        f"{settings['rounds']} rounds. " + under(result)
+        f"rounds: {settings['rounds']}. " + under(result)
     )
 
 

@@ -131,6 +131,11 @@ class OurNetwork(nn.Module):
         self.net = task.recipe().model.net
         self.bf16 = has_bf16(CPU)
 
+    @staticmethod
+    def time(ratio: Tensor) -> Tensor:
+        """The time (B,) in [0, 1] at which our schedule has this sigma/alpha (B,)."""
+        return ratio.atan() * (2 / torch.pi)
+
     def at(self, x: Tensor, t: Tensor, condition: md.Condition) -> Tensor:
         """The output for noisy images (B, 3, H, W) at times (B,) in [0, 1], float32."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
@@ -249,8 +254,8 @@ def ours_in_ddp(task: Task) -> Running:
         channels = out_dim = 3
         random_or_learned_sinusoidal_cond = False
 
-        def forward(self, x: Tensor, time: Tensor, classes: Any) -> Tensor:
-            return self.at(x, (time + 1) / 1000, classes)
+        def forward(self, x: Tensor, t: Tensor, classes: Any) -> Tensor:
+            return self.at(x, (t + 1) / 1000, classes)
 
     net = Ours(task)
     return Running(net, ddp_loop(task, net, task.encoded()))
@@ -287,7 +292,7 @@ def ours_in_smalldiffusion(task: Task) -> Running:
 
     class Ours(OurNetwork, ModelMixin):
         def forward(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
-            return self.at(x, sigma.flatten().atan() * (2 / torch.pi), cond)
+            return self.at(x, self.time(sigma.flatten()), cond)
 
     kind: Any = Scaled(Ours)
     net: nn.Module = kind(task)
@@ -347,8 +352,8 @@ def ours_in_azula(task: Task) -> Running:
     """Our network in their loop."""
 
     class Ours(OurNetwork):
-        def forward(self, x: Tensor, time: Tensor, condition: Any) -> Tensor:
-            return self.at(x, time.exp().atan() * (2 / torch.pi), condition)
+        def forward(self, x: Tensor, log_ratio: Tensor, condition: Any) -> Tensor:
+            return self.at(x, self.time(log_ratio.exp()), condition)
 
     net = Ours(task)
     return Running(net, azula_loop(net, task.encoded()))
@@ -392,7 +397,7 @@ def contenders(bf16: bool) -> list[Contender]:
 
 
 def watch(net: nn.Module) -> list[str]:
-    """A list into which goes the dtype that the first convolution of a network answers in, at its next call."""
+    """A list, into which goes the dtype that the first convolution of a network next answers in."""
     first = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
     seen: list[str] = []
 
@@ -492,7 +497,7 @@ def table(result: Mapping[str, Any]) -> str:
         text += f"{size}×{size} pixels:\n\n" + markdown(header, rows) + "\n"
     settings = result["settings"]
     left_out = "".join(f"Left out: {line}. " for line in result["skipped"])
-    return f"{text}Batch {settings['batch']}, {settings['rounds']} rounds. {left_out}{under(result)}"
+    return f"{text}Batch {settings['batch']}, rounds: {settings['rounds']}. {left_out}{under(result)}"
 
 
 def main() -> None:

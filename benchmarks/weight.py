@@ -170,7 +170,7 @@ def table(result: Mapping[str, Any]) -> str:
     return (
         markdown(header, rows)
         + f"\nWhat `make install` brings takes {result['environment']['bytes'] / 1e9:.1f} GB. "
-        + f"{result['settings']['rounds']} rounds. "
+        + f"Rounds: {result['settings']['rounds']}. "
         + under(result)
     )
 

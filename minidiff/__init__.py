@@ -16,44 +16,36 @@ from minidiff import exact, likelihood, pixels
 from minidiff.condition import Condition, Encoder, LabelEncoder
 from minidiff.denoiser import MLP, Denoiser, Diffusion, DiT, UNet
 from minidiff.doctor import doctor
-from minidiff.forward import (
-    Gaussian,
-    NoiseLevel,
-    Prediction,
-    diffuse,
-    from_target,
-    posterior,
-    to_target,
-    transition,
-)
+from minidiff.forward import NoiseLevel, Prediction, diffuse, from_target, posterior, to_target, transition
 from minidiff.guidance import clamp, gradient_guide, guide, threshold
 from minidiff.interop import from_diffusers
 from minidiff.loss import loss
 from minidiff.pipeline import TextToImage
-from minidiff.sampling import State, ddim, ddpm, dpmpp_2m, generators, heun, noise, sample
+from minidiff.sampling import State, ddim, ddpm, dpmpp_2m, generators, heun, noise, sample, unipc
 from minidiff.schedule import VP, Betas, Cosine, Flow, Karras, Linear, Schedule, Shifted, Sigmoid
 
 if TYPE_CHECKING:
     from minidiff import critters, data, metrics, plots
+    from minidiff.step import EMA
     from minidiff.text import CLIP, Alignment, TextEncoder
-    from minidiff.training import EMA, Step, train
+    from minidiff.training import Step, train
 
 __version__ = "0.1.0"
 
 _MODULES = ("critters", "data", "metrics", "plots")
 _HOMES = {  # the module each name is in
     "CLIP": "text", "Alignment": "text", "TextEncoder": "text",
-    "EMA": "training", "Step": "training", "train": "training",
+    "EMA": "step", "Step": "training", "train": "training",
 }  # fmt: skip
 
 __all__ = [
     "CLIP", "EMA", "MLP", "VP", "Alignment", "Betas", "Condition", "Cosine", "Denoiser", "DiT", "Diffusion",
-    "Encoder", "Flow", "Gaussian", "Karras", "LabelEncoder", "Linear", "NoiseLevel", "Prediction",
+    "Encoder", "Flow", "Karras", "LabelEncoder", "Linear", "NoiseLevel", "Prediction",
     "Schedule", "Shifted", "Sigmoid", "State", "Step", "TextEncoder", "TextToImage", "UNet", "clamp",
     "critters", "data", "ddim", "ddpm", "diffuse",
     "doctor", "dpmpp_2m", "exact", "from_diffusers", "from_target", "generators", "gradient_guide", "guide",
     "heun", "likelihood", "loss", "metrics", "noise", "pixels", "plots", "posterior", "sample", "threshold",
-    "to_target", "train", "transition",
+    "to_target", "train", "transition", "unipc",
 ]  # fmt: skip
 
 

@@ -30,9 +30,10 @@ Trained = Annotated[
 ]
 DataRoot = Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")]
 CaptionColumn = Annotated[str | None, typer.Option(help="Column of a folder's metadata with the captions.")]
-Sampler = Annotated[str, typer.Option(help="dpmpp_2m, heun, ddim or ddpm.")]
+Sampler = Annotated[str, typer.Option(help="dpmpp_2m, unipc, heun, ddim or ddpm.")]
 SamplingSteps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
 Guidance = Annotated[float, typer.Option(help="Guidance scale; 1 is none.")]
+Interval = Annotated[tuple[float, float], typer.Option(metavar="LOW HIGH", help="Times when guidance acts.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -62,16 +63,9 @@ def sample(
     steps: SamplingSteps = 20,
     guidance: Guidance = 3.0,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
-    interval: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="LOW HIGH", help="Times, 0 data to 1 noise, when guidance acts."),
-    ] = (0.0, 1.0),
-    rescale: Annotated[
-        float, typer.Option(help="Share of guidance's extra contrast to take back, 0 to 1.")
-    ] = 0.0,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Same seed, same file; random if not given.")
-    ] = None,
+    interval: Interval = (0.0, 1.0),
+    rescale: Annotated[float, typer.Option(help="Share of guidance's contrast to take back.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same file; else by chance.")] = None,
     sampler: Sampler = "dpmpp_2m",
     scale: Annotated[int, typer.Option(min=1, help="Enlarge each pixel this many times.")] = 4,
 ) -> None:
@@ -107,19 +101,10 @@ def train(
     size: Annotated[int, typer.Option(help="Height and width, for critters and folders.")] = 64,
     images: Annotated[int, typer.Option(min=128, help="Pictures of critters to draw.")] = 40_000,
     data_root: DataRoot = None,
-    text_encoder: Annotated[
-        str | None,
-        typer.Option(help="A pre-trained encoder, folder or hub id, to read the captions, frozen."),
-    ] = None,
-    conditioning: Annotated[
-        str, typer.Option(help="How the text enters: both, pooled (vector) or tokens.")
-    ] = "both",
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images a step; the recipe's if not given.")
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Highest learning rate; the recipe's if not given.")
-    ] = None,
+    text_encoder: Annotated[str | None, typer.Option(help="Folder or hub id of a frozen encoder.")] = None,
+    conditioning: Annotated[str, typer.Option(help="How text enters: both, pooled or tokens.")] = "both",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step; else the recipe's.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate; else the recipe's.")] = None,
     width: Annotated[int, typer.Option(help="Channels of the U-Net's first level.")] = 64,
     caption_column: CaptionColumn = None,
     sample_every: Annotated[int, typer.Option(min=1, help="Steps between sample grids.")] = 300,
@@ -250,7 +235,9 @@ def evaluate(
     for name, score in scores.items():
         typer.echo(f"{name:40} {score}")
     if output is not None:
-        write_json({name: {**score._asdict()} for name, score in scores.items()}, output)
+        with write_whole(output) as unfinished:  # whole or not at all
+            as_json = {name: score._asdict() for name, score in scores.items()}
+            unfinished.write_text(json.dumps(as_json, indent=2) + "\n")
 
 
 @app.command()
@@ -267,7 +254,7 @@ def doctor(
     from minidiff.doctor import doctor as examine
     from minidiff.pixels import from_bytes
     from minidiff.recipes import get_recipe
-    from minidiff.state import trained_weights
+    from minidiff.state import saved_part
 
     diffusion = Diffusion.from_pretrained(model)
     data = data or guess_data(diffusion)
@@ -284,7 +271,7 @@ def doctor(
     raw = None
     if (Path(model) / "training.safetensors").is_file():
         raw = copy.deepcopy(diffusion)
-        load_weights(raw, trained_weights(model))
+        load_weights(raw, saved_part(model, "model"))
     report = examine(diffusion, x0, captions, raw=raw, seed=seed)
     typer.echo(str(report))
     if report.findings:
@@ -313,12 +300,6 @@ def check_image_name(path: Path) -> None:
     Image.init()
     if path.suffix.lower() not in Image.EXTENSION:
         raise ValueError(f"--output {path}: {path.suffix or 'no ending'} is no image format; use .png")
-
-
-def write_json(values: object, path: Path) -> None:
-    """Write JSON, whole or not at all."""
-    with write_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def main() -> None:

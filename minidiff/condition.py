@@ -59,16 +59,18 @@ class Condition(NamedTuple):
             raise ValueError(f"{len(self.pooled)} conditions for {batch} samples: give 1 or {batch}")
         return Condition(*(part.expand(batch, *part.shape[1:]) for part in self))
 
+    def pad(self, length: int) -> "Condition":
+        """The same conditions with tokens up to this length, masked; longer ones stay as they are."""
+        missing = max(0, length - self.mask.shape[1])
+        tokens = F.pad(self.tokens, (0, 0, 0, missing))
+        return Condition(tokens, F.pad(self.mask, (0, missing)), self.pooled)
+
     @staticmethod
     def cat(conditions: "Sequence[Condition]") -> "Condition":
         """Conditions one after the other along the batch; shorter ones are padded (and masked)."""
         longest = max(condition.mask.shape[1] for condition in conditions)
-        missing = [longest - condition.mask.shape[1] for condition in conditions]
-        return Condition(
-            torch.cat([F.pad(c.tokens, (0, 0, 0, n)) for c, n in zip(conditions, missing, strict=True)]),
-            torch.cat([F.pad(c.mask, (0, n)) for c, n in zip(conditions, missing, strict=True)]),
-            torch.cat([c.pooled for c in conditions]),
-        )
+        parts = zip(*(condition.pad(longest) for condition in conditions), strict=True)
+        return Condition(*map(torch.cat, parts))
 
 
 @runtime_checkable

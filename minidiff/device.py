@@ -15,3 +15,16 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+def bytes_on_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The images on a GPU if they take less than half of its free memory, else where they are: to bring each
+    batch there takes longer than a small network needs for it.
+
+    Args:
+        images: (N, ...), usually uint8.
+        device: where the network is.
+    """
+    if device.type == "cuda" and 2 * images.nbytes < torch.cuda.mem_get_info(device)[0]:
+        return images.to(device)
+    return images

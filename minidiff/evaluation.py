@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minidiff.doctor import errors_by_level
 from minidiff.metrics import FEWEST, Interval, frechet_distance, kernel_distance, mean
@@ -54,19 +54,11 @@ def evaluate_images(
         for name in ("model", "trivial", "floor")
     }
     drawn = pipe(texts, seed=seed, **how).tensors
-    tower = _Tower(CLIP.from_pretrained("critters-clip"))
+    clip = CLIP.from_pretrained("critters-clip")
+    drawn, real = (
+        torch.cat([clip.embed_images(part.expand(-1, 3, -1, -1)) for part in x.split(64)])
+        for x in (drawn, x0)
+    )  # (n, D) each
     for what, distance in (("Fréchet", frechet_distance), ("kernel", kernel_distance)):
-        scores[f"{what} distance, critters-clip features"] = distance(drawn, x0, tower)
+        scores[f"{what} distance, critters-clip features"] = distance(drawn, real)
     return scores
-
-
-class _Tower(nn.Module):
-    """Features (B, D) of pictures (B, 1 or 3, H, W) in [-1, 1]: CLIP's unit vectors."""
-
-    def __init__(self, clip: CLIP):
-        super().__init__()
-        self.clip = clip
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        return self.clip.embed_images(x.expand(-1, 3, -1, -1))

@@ -255,19 +255,6 @@ class FiniteData(GaussianMixture):
         super().__init__(points, stds=0.0)
 
 
-class PointMass(FiniteData):
-    """A single point: the answer is always that point, and x_t tells its noise exactly.
-
-    The simplest test there is: every sampler must land on the point, from any start, in one step.
-
-    Args:
-        point: ``(*D)``, for instance one image (C, H, W).
-    """
-
-    def __init__(self, point: Tensor) -> None:
-        super().__init__(point[None])
-
-
 def _principal_axes(covariances: Tensor, k: int, f: int) -> tuple[Tensor, Tensor]:
     """Standard deviations (K, F) along the eigenvectors, the columns of (K, F, F)."""
     if covariances.shape not in ((f, f), (k, f, f)):

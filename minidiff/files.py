@@ -9,13 +9,26 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+StrPath = str | os.PathLike[str]
 SHIPPED = Path(__file__).parent / "checkpoints"
 """The models that come with minidiff, a folder each."""
 
 
-def locate(
-    name: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
-) -> Path:
+def find_folder(name: StrPath, *files: str) -> Path | None:
+    """The folder of that name, else the one shipped here, that holds these files; None if neither is there.
+
+    Raises:
+        FileNotFoundError: there is a folder of that name, without them.
+    """
+    for folder in (Path(name), SHIPPED / name):
+        if all((folder / file).is_file() for file in files):
+            return folder
+    if missing := [file for file in files if Path(name).exists() and not (Path(name) / file).is_file()]:
+        raise FileNotFoundError(f"{name} holds no model: {' and '.join(missing)} missing")
+    return None
+
+
+def locate(name: StrPath, *, revision: str | None = None, token: str | bool | None = None) -> Path:
     """The folder of a model: a folder of that name, else one shipped here, else one from the hub.
 
     Args:
@@ -26,13 +39,8 @@ def locate(
     Raises:
         FileNotFoundError: there is none; the message says where it was looked for.
     """
-    folder, shipped = Path(name), SHIPPED / str(name)
-    for candidate in (folder, shipped):
-        if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
-            return candidate
-    if folder.exists():
-        missing = [n for n in ("config.json", "model.safetensors") if not (folder / n).is_file()]
-        raise FileNotFoundError(f"{folder} holds no model: {' and '.join(missing)} missing")
+    if folder := find_folder(name, "config.json", "model.safetensors"):
+        return folder
     names = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/model.safetensors")))
     missing_model = f"no model {str(name)!r}: not a folder, not shipped ({names})"
     if str(name).count("/") != 1:
@@ -47,20 +55,17 @@ def locate(
         raise FileNotFoundError(f"{missing_model}, and not to be had from the hub ({reason})") from error
 
 
-def locate_pretrained(name: str | os.PathLike[str]) -> str:
+def locate_pretrained(name: StrPath) -> str:
     """The folder of an encoder, or the hub id if there is no such folder.
 
     Raises:
         FileNotFoundError: the folder is there and holds no model, or the name can be no hub id.
     """
-    for folder in (Path(name), SHIPPED / os.fspath(name)):
-        if (folder / "config.json").is_file():
-            return str(folder)
-    if Path(name).exists():
-        raise FileNotFoundError(f"{os.fspath(name)} holds no text encoder: config.json is missing")
-    if Path(name).is_absolute() or os.fspath(name).startswith(".") or os.fspath(name).count("/") > 1:
-        raise FileNotFoundError(f"no text encoder {os.fspath(name)!r}: there is no such folder")
-    return os.fspath(name)
+    if folder := find_folder(name, "config.json"):
+        return str(folder)
+    if Path(name).is_absolute() or str(name).startswith(".") or str(name).count("/") > 1:
+        raise FileNotFoundError(f"no text encoder {str(name)!r}: there is no such folder")
+    return str(name)
 
 
 @contextmanager
@@ -83,7 +88,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def write_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def write_whole(path: StrPath) -> Iterator[Path]:
     """Write a file whole or not at all: ``with write_whole("a.png") as unfinished: ...``.
 
     Args:
@@ -102,7 +107,7 @@ def write_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def fill_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def fill_folder(folder: StrPath) -> Iterator[Path]:
     """Write the files of a model so that a new folder holds all of them or no model.
 
     In an old folder the files are replaced one by one, each whole; files of other names stay.

@@ -1,7 +1,6 @@
 """A training run on disk: what ``minidiff train`` does with a recipe, step by step."""
 
 import json
-import os
 import signal
 import threading
 import types
@@ -15,6 +14,8 @@ import torch
 from minidiff.data import Batches
 from minidiff.denoiser import Diffusion
 from minidiff.denoiser.diffusion import network_from_config
+from minidiff.device import bytes_on_device
+from minidiff.files import StrPath
 from minidiff.pipeline import TextToImage
 from minidiff.pixels import save_grid
 from minidiff.recipes import Recipe
@@ -24,7 +25,7 @@ from minidiff.training import Step, processes, train
 
 def fit(
     recipe: Recipe,
-    output: str | os.PathLike[str],
+    output: StrPath,
     *,
     seed: int = 0,
     resume: bool = False,
@@ -65,36 +66,33 @@ def fit(
     before = saved_steps(output) if resume else 0
     if resume:
         _check_network(recipe.model, output)
-    return _fit(recipe, output, seed, resume, before, sample_every, save_every)
+    return _fit(recipe, output, seed, before, sample_every, save_every)
 
 
 def _fit(
-    recipe: Recipe, output: Path, seed: int, resume: bool, before: int, sample_every: int, save_every: int
+    recipe: Recipe, output: Path, seed: int, before: int, sample_every: int, save_every: int
 ) -> Iterator[Step]:
     source = recipe.source
     batch_size = recipe.batch_size or min(128, len(source.images))
     # Every process takes its share of the batches, so a step uses up one batch per process.
     start = before * processes().num_processes
-    batches = Batches(source.images, source.caption, batch_size, seed=seed, start=start)
+    images = bytes_on_device(source.images, processes().device)
+    batches = Batches(images, source.caption, batch_size, seed=seed, start=start)
     steps = train(
         recipe.model, batches, recipe.steps,
-        lr=recipe.lr, weighting=recipe.weighting, seed=seed, resume=output if resume else None,
+        lr=recipe.lr, weighting=recipe.weighting, seed=seed, resume=output if before else None,
     )  # fmt: skip
 
-    def save(step: Step) -> None:
-        step.save(output)
-        if step.is_main_process:
-            step.ema.save_pretrained(output, torch.float16)  # half the size, same pictures
-
-    images = batch_size * processes().num_processes
-    log = LossLog(output / "loss.csv", images, before)
+    log = LossLog(output / "loss.csv", batch_size * processes().num_processes, before)
     with _interrupts_between_steps() as interrupted:
         for step in steps:
             count = step.index + 1
             if step.is_main_process and (count % LOG_EVERY == 0 or count == recipe.steps):
                 log(step.index, step.loss, step.lr)
             if count % save_every == 0 or count == recipe.steps or interrupted():
-                save(step)
+                step.save(output)
+                if step.is_main_process:
+                    step.ema.save_pretrained(output, torch.float16)  # half the size, same pictures
             if interrupted():
                 raise KeyboardInterrupt
             if step.is_main_process and (count % sample_every == 0 or count == recipe.steps):

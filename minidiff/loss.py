@@ -6,7 +6,7 @@ much each level counts (:data:`WEIGHTINGS`).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from minidiff.forward import (
     target_coefficients,
     to_target,
 )
+from minidiff.schedule import Schedule
 
 Weighting = Callable[[NoiseLevel], Tensor]
 Term = Callable[[Tensor, NoiseLevel, Tensor | None], Tensor]
@@ -90,6 +91,43 @@ def stratified_times(n: int, generator: torch.Generator | None, device: torch.de
     return 1 - (shift + stratum) / n
 
 
+class Draws(NamedTuple):
+    """All chance in one training step.
+
+    Attributes:
+        level: the level of each sample, (B,).
+        eps: its noise, (B, ...).
+        drop: True where its condition is withheld, (B,) bool; None where none is.
+    """
+
+    level: NoiseLevel
+    eps: Tensor
+    drop: Tensor | None
+
+
+def draw(
+    schedule: Schedule, x0: Tensor, condition_dropout: float = 0.0, generator: torch.Generator | None = None
+) -> Draws:
+    """Draw times, noise, and whose condition is withheld, in this order.
+
+    Args:
+        schedule: from times to levels.
+        x0: clean samples (B, ...); only their shape, kind and device count.
+        condition_dropout: chance in [0, 1] that a sample's condition is withheld.
+        generator: source of chance, on the device of ``x0``.
+
+    Raises:
+        ValueError: ``condition_dropout`` is no chance.
+    """
+    if not 0 <= condition_dropout <= 1:
+        raise ValueError(f"condition_dropout = {condition_dropout:g} is a chance: give it in [0, 1]")
+    level = schedule(stratified_times(len(x0), generator, x0.device))
+    eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    if condition_dropout == 0:
+        return Draws(level, eps, None)
+    return Draws(level, eps, torch.rand(len(x0), generator=generator, device=x0.device) < condition_dropout)
+
+
 def loss(
     model: Diffusion,
     x0: Tensor,
@@ -99,6 +137,7 @@ def loss(
     condition_dropout: float = 0.0,
     alignment: Term | None = None,
     generator: torch.Generator | None = None,
+    draws: Draws | None = None,
 ) -> Tensor:
     """The training loss: how wrong is the network about a random mixture of data and noise?
 
@@ -118,6 +157,7 @@ def loss(
         alignment: a term to add that looks at the guess of x0, such as :meth:`Alignment.term
             <minidiff.text.Alignment.term>` of the captions.
         generator: source of times, noise and dropout, on the device of ``x0``.
+        draws: these, already drawn by :func:`draw`, in place of a generator and a dropout.
 
     Returns:
         Mean over batch and elements, a tensor of shape ().
@@ -126,21 +166,17 @@ def loss(
         ValueError: the weighting is unknown, ``condition_dropout`` is no chance, or the condition is not of a
             kind that can be withheld.
     """
-    if not 0 <= condition_dropout <= 1:
-        raise ValueError(f"condition_dropout = {condition_dropout:g} is a chance: give it in [0, 1]")
     if isinstance(weighting, str) and weighting not in WEIGHTINGS:
         raise ValueError(f"unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}")
-    level = model.schedule(stratified_times(len(x0), generator, x0.device))
-    eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    level, eps, drop = draws or draw(model.schedule, x0, condition_dropout, generator)
     x_t = diffuse(x0, eps, level)
-    condition, drop = model.encode(condition), None
-    if condition is not None and condition_dropout > 0:
+    condition = model.encode(condition)
+    if condition is not None and drop is not None:
         if not isinstance(condition, Condition):
             raise ValueError(
                 f"a condition of type {type(condition).__name__} cannot be withheld: give a Condition, or "
                 "condition_dropout=0"
             )
-        drop = torch.rand(len(x0), generator=generator, device=x0.device) < condition_dropout
         condition = condition.to(x0).expand(len(x0)).drop(drop)
     out = model(x_t, level, condition)
     error = (out.float() - to_target(x0, eps, level, model.target)) ** 2

@@ -55,10 +55,10 @@ class Interval(NamedTuple):
         return f"{value} [{low}, {high}], n = {self.n}"
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of a probability after ``successes`` in ``n`` trials (Wilson 1927).
+def proportion(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """The share of ``successes`` in ``n`` trials with its confidence interval (Wilson 1927), in per cent.
 
-    Unlike p ± 2 std it stays inside [0, 1] and does not shrink to nothing at 0 or n successes.
+    Unlike p ± 2 std the interval stays inside [0, 1] and does not shrink to nothing at 0 or n successes.
 
     Args:
         successes: 0 to ``n``.
@@ -66,7 +66,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
         confidence: chance, in (0, 1), that such an interval holds the truth.
 
     Returns:
-        (low, high), each in [0, 1].
+        Interval, its ends in [0, 1].
 
     Raises:
         ValueError: an argument is out of range.
@@ -75,12 +75,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
         raise ValueError(f"{successes} successes in {n} trials: give 0 <= successes <= n, n >= 1")
     _check_confidence(confidence)
     low, high = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return float(low), float(high)
-
-
-def proportion(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """The share of successes with its :func:`wilson` interval; prints in per cent."""
-    return Interval(successes / max(n, 1), *wilson(successes, n, confidence), n, "%")
+    return Interval(successes / n, float(low), float(high), n, "%")
 
 
 def mean(values: Tensor, confidence: float = 0.95) -> Interval:

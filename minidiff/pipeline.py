@@ -1,7 +1,6 @@
 """Text to image in one call."""
 
 import math
-import os
 import reprlib
 import warnings
 from collections.abc import Iterable, Sequence
@@ -13,9 +12,10 @@ from torch import Tensor
 
 from minidiff.denoiser import Diffusion
 from minidiff.device import default_device
+from minidiff.files import StrPath
 from minidiff.guidance import clamp, guide
 from minidiff.pixels import to_pil
-from minidiff.sampling import SAMPLERS, Sampler, generators, noise, sample
+from minidiff.sampling import SAMPLERS, generators, noise, sample
 
 
 class Images(NamedTuple):
@@ -47,7 +47,7 @@ class TextToImage:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], device: torch.device | str | None = None, **options: Any
+        cls, name: StrPath, device: torch.device | str | None = None, **options: Any
     ) -> "TextToImage":
         """Load a model that is shipped ("critters"), in a folder, or on the Hugging Face hub.
 
@@ -95,7 +95,7 @@ class TextToImage:
             interval: times between which guidance acts, see :func:`~minidiff.guidance.guide`.
             rescale: 0 to 1, how much of the contrast that guidance adds is taken back, see there.
             seed: the same seed gives the same images.
-            sampler: "dpmpp_2m", "heun", "ddim" or "ddpm".
+            sampler: "dpmpp_2m", "unipc", "heun", "ddim" or "ddpm".
             size: (height, width); None for the size the model was trained on.
             batch_size: images drawn together; only memory and speed depend on it.
 
@@ -120,9 +120,12 @@ class TextToImage:
                 f"{len(negatives)} negative prompts for {len(prompts)} prompts: "
                 "give one string for all, or a list with one for each"
             )
-        run = _sampler(sampler)
-        shape = self._shape(size)
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
         model, count = self.model, len(prompts) * num_images
+        if model.shape is None:
+            raise ValueError("the model does not say the shape of its images: set model.shape = (C, H, W)")
+        shape = model.shape if size is None else (model.shape[0], *size)
         condition = model.encode(prompts)
         empty = [p for p, any_token in zip(prompts, condition.mask.any(1), strict=True) if not any_token]
         if empty:
@@ -141,14 +144,9 @@ class TextToImage:
             random = generators(seed + start, len(numbers))
             x = noise((len(numbers), *shape), levels[0], generator=random, device=model.device)
             extra = {"generator": random} if sampler == "ddpm" else {}
-            parts.append(sample(run(denoise, x, levels, **extra)).float().cpu())
+            parts.append(sample(SAMPLERS[sampler](denoise, x, levels, **extra)).float().cpu())
         tensors = torch.cat(parts).clamp(-1, 1)
         return Images([to_pil(image) for image in tensors], tensors)
-
-    def _shape(self, size: tuple[int, int] | None) -> tuple[int, ...]:
-        if self.model.shape is None:
-            raise ValueError("the model does not say the shape of its images: set model.shape = (C, H, W)")
-        return self.model.shape if size is None else (self.model.shape[0], *size)
 
 
 def _strings(name: str, value: object) -> list[str]:
@@ -161,9 +159,3 @@ def _strings(name: str, value: object) -> list[str]:
                 f"{name} {reprlib.repr(one)} is no string: give one string, or a list of strings"
             )
     return values
-
-
-def _sampler(name: str) -> Sampler:
-    if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
-    return SAMPLERS[name]

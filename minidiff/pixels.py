@@ -1,13 +1,11 @@
 """Pictures as bytes, and as numbers in [-1, 1]: where they enter the library and where they leave it."""
 
-import os
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from minidiff.files import write_whole
+from minidiff.files import StrPath, write_whole
 
 
 def from_bytes(pixels: Tensor) -> Tensor:
@@ -52,7 +50,7 @@ def grid(x: Tensor, *, ncols: int = 8, scale: int = 1, padding: int = 2) -> Imag
     return Image.fromarray(whole.repeat(3, axis=2) if channels == 1 else whole)
 
 
-def save_grid(x: Tensor, path: str | os.PathLike[str], *, ncols: int = 8, scale: int = 1) -> None:
+def save_grid(x: Tensor, path: StrPath, *, ncols: int = 8, scale: int = 1) -> None:
     """Write :func:`grid` to ``path``; the ending of its name says in which format, e.g. .png."""
     with write_whole(path) as unfinished:
         grid(x, ncols=ncols, scale=scale).save(unfinished)

@@ -35,7 +35,6 @@ from torch import Tensor
 from minidiff.denoiser import Denoiser
 from minidiff.exact import GaussianMixture
 from minidiff.forward import NoiseLevel
-from minidiff.metrics import Interval
 from minidiff.pixels import grid, pixel_array
 from minidiff.sampling import State
 from minidiff.schedule import Schedule
@@ -95,13 +94,9 @@ def images(
     pixels = pixel_array(x)
     ncols = min(ncols, len(pixels))
     nrows = -(-len(pixels) // ncols)
-    for name, labels, places in (
-        ("titles", titles, len(x)),
-        ("rows", rows, nrows),
-        ("columns", columns, ncols),
-    ):
-        if labels is not None and len(labels) > places:
-            raise ValueError(f"{len(labels)} {name} for {places} places")
+    for name, given, room in (("titles", titles, len(x)), ("rows", rows, nrows), ("columns", columns, ncols)):
+        if given is not None and len(given) > room:
+            raise ValueError(f"{len(given)} {name} for {room} places")
     wrapped = [textwrap.fill(title, max(8, int(14 * scale))) for title in titles or ()]
     # Every image is placed by hand, in inches: a layout engine would shrink them to fit the labels.
     lines = max((title.count("\n") + 1 for title in wrapped), default=0)
@@ -411,30 +406,6 @@ def losses(
     ax.set(xlabel="step", ylabel=ylabel, yscale="log", title=title)
     if "" not in runs:
         ax.legend()
-    return figure
-
-
-@style()
-def intervals(
-    named: Mapping[str, Interval], ax: Axes | None = None, *, title: str = "", xlabel: str = ""
-) -> Figure:
-    """Values with their error bars, one line each, the number of samples beside the name.
-
-    Args:
-        named: name -> interval, from :mod:`minidiff.metrics`; all of one unit.
-        ax: where to draw; None for a new figure.
-        title: written above.
-        xlabel: what the values are; shares are shown in per cent.
-    """
-    figure, ax = _axes(ax, (5.0, 0.7 + 0.4 * len(named)))
-    for line, interval in enumerate(named.values()):
-        factor = 100 if interval.unit == "%" else 1
-        ends = [factor * interval.low, factor * interval.high]
-        ax.plot(ends, [line, line], color=BLUE, linestyle="-")
-        ax.plot([factor * interval.value], [line], "o", color=BLUE)
-    ax.set_yticks(range(len(named)), [f"{name} (n = {entry.n})" for name, entry in named.items()])
-    ax.set(title=title, xlabel=xlabel, ylim=(len(named) - 0.5, -0.5))
-    ax.grid(visible=False, axis="y")
     return figure
 
 

@@ -7,8 +7,7 @@ prompts, a reader that looks at pictures.
 """
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from minidiff.data.fashion import CAPTIONS
 from minidiff.data.folder import FolderImages, folder_splits
 from minidiff.denoiser import Conditioning, Diffusion, UNet
 from minidiff.evaluation import evaluate_images
+from minidiff.files import StrPath
 from minidiff.loss import Weighting
 from minidiff.metrics import FEWEST, Interval
 from minidiff.pipeline import TextToImage
@@ -74,7 +74,7 @@ class Options:
     size: int = 64
     images: int = 40_000
     seed: int = 0
-    data_root: str | os.PathLike[str] | None = None
+    data_root: StrPath | None = None
     caption_column: str | None = None
     encoder: TextEncoder | None = None
     conditioning: Conditioning = "both"
@@ -120,7 +120,7 @@ class Recipe:
         return self.build(self)
 
 
-def get_recipe(name: str | os.PathLike[str], **options: Any) -> Recipe:
+def get_recipe(name: StrPath, **options: Any) -> Recipe:
     """The recipe of that name, or for a folder of captioned images.
 
     Args:
@@ -193,9 +193,12 @@ TWO = [
 
 
 def critters_recipe(options: Options, count: int) -> Recipe:
-    """Animals in hats, drawn on the spot; see :mod:`minidiff.critters`. Two are side by side or one above the
-    other, and the U-Net is told its positions, or "left of" would mean little to it. The captions are read by
-    the text tower of the shipped CLIP, frozen.
+    """Animals in hats, drawn on the spot; see :mod:`minidiff.critters`.
+
+    The captions of one are read by the text tower of the shipped CLIP, frozen. Two are side by side or one
+    above the other, and the U-Net is told its positions, or "left of" would mean little to it. Their captions
+    are read by an encoder that learns along and reads both ways: the word "cat" must know of a hat that is
+    named after it, and a tower that reads from left to right cannot tell it.
 
     Args:
         options: size, images, seed and those of the model.
@@ -204,7 +207,7 @@ def critters_recipe(options: Options, count: int) -> Recipe:
     Raises:
         ValueError: an option does not fit.
     """
-    size, clip = options.size, "critters-clip" if count == 1 else "critters-duo-clip"
+    size = options.size
     _patch(size)
 
     def load() -> Source:
@@ -212,7 +215,11 @@ def critters_recipe(options: Options, count: int) -> Recipe:
         return Source(data.images(), data.caption)
 
     def build(recipe: Recipe) -> Diffusion:
-        text = options.encoder or CLIP.from_pretrained(clip).text_encoder()
+        text = options.encoder
+        if text is None and count == 1:
+            text = CLIP.from_pretrained("critters-clip").text_encoder()
+        elif text is None:
+            text = TextEncoder.from_captions([*critters.vocabulary(2), ","], layers=4, max_length=48)
         return text_to_image(text, (3, size, size), options, positions=count == 2)
 
     def score(pipe: TextToImage, recipe: Recipe, **how: Any) -> dict[str, Interval]:
@@ -244,7 +251,7 @@ def fashion_mnist_recipe(options: Options) -> Recipe:
     return Recipe(load, build, score_held_back, list(CAPTIONS))
 
 
-def folder_recipe(folder: str | os.PathLike[str], options: Options) -> Recipe:
+def folder_recipe(folder: StrPath, options: Options) -> Recipe:
     """Your own captioned images; see :mod:`minidiff.data.folder`.
 
     The pictures of a ``test`` split are held back; without one, every tenth picture of 400 and more.
@@ -348,30 +355,31 @@ def clip_batches(options: Options, count: int, seed: int) -> Batches:
     return Batches(data.images(), data.caption, 128, seed=seed, negative_caption=negative)
 
 
-def _train_clip(clip: CLIP, options: Options, steps: int, seed: int, *, count: int) -> Iterator[float]:
-    batches = clip_batches(options, count, seed)
-    return train_clip(clip, batches, steps, seed=seed, degrade=critters.degrade)
+def _clip(count: int, measure: Callable[[CLIP], dict[str, Interval]]) -> Helper:
+    """A CLIP for critters."""
+
+    def train(clip: CLIP, options: Options, steps: int, seed: int) -> Iterator[float]:
+        batches = clip_batches(options, count, seed)
+        return train_clip(clip, batches, steps, seed=seed, degrade=critters.degrade)
+
+    return Helper(partial(critters_clip, count=count), train, measure, dtype=torch.float16)
 
 
-def _train_reader(reader: AttributeReader, options: Options, steps: int, seed: int) -> Iterator[float]:
-    images = 40_000 if reader.count == 1 else 60_000
-    return critters.train_reader(reader, steps, images=images, seed=seed)
+def _reader(attributes: Mapping[str, Sequence[str]], features: int, images: int, steps: int) -> Helper:
+    """An attribute reader."""
+
+    def train(reader: AttributeReader, options: Options, steps: int, seed: int) -> Iterator[float]:
+        return critters.train_reader(reader, steps, images=images, seed=seed)
+
+    def make(options: Options) -> AttributeReader:
+        return AttributeReader(attributes=attributes, features=features)
+
+    return Helper(make, train, critters.reader_accuracy, steps)
 
 
 HELPERS: dict[str, Helper] = {
-    "critters-clip": Helper(
-        partial(critters_clip, count=1), partial(_train_clip, count=1), critters.clip_accuracy,
-        dtype=torch.float16,
-    ),
-    "critters-duo-clip": Helper(
-        partial(critters_clip, count=2), partial(_train_clip, count=2), critters.binding_accuracy,
-        dtype=torch.float16,
-    ),
-    "critters-reader": Helper(
-        lambda options: AttributeReader(), _train_reader, critters.reader_accuracy
-    ),
-    "critters-duo-reader": Helper(
-        lambda options: AttributeReader(attributes=critters.PAIR_ATTRIBUTES, features=256),
-        _train_reader, critters.reader_accuracy, steps=6000,
-    ),
-}  # fmt: skip
+    "critters-clip": _clip(1, critters.clip_accuracy),
+    "critters-duo-clip": _clip(2, critters.binding_accuracy),
+    "critters-reader": _reader(critters.ATTRIBUTES, features=128, images=40_000, steps=1500),
+    "critters-duo-reader": _reader(critters.PAIR_ATTRIBUTES, features=256, images=60_000, steps=6000),
+}

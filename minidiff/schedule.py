@@ -45,12 +45,12 @@ class Schedule:
             NoiseLevel with tensors shaped like ``t``, float64 (float32 on MPS), on the device of ``t``.
 
         Raises:
-            ValueError: a time lies outside [0, 1] or is not a number.
+            ValueError: a time on the CPU lies outside [0, 1] or is not a number; to look on a GPU is to wait.
         """
         if not isinstance(t, Tensor):
             t = torch.tensor(t, dtype=torch.float64)  # a Python float must not pass through float32
         t = t.to(torch.float32 if t.device.type == "mps" else torch.float64)
-        if bool((bad := ~((t >= 0) & (t <= 1))).any()):
+        if t.device.type == "cpu" and bool((bad := ~((t >= 0) & (t <= 1))).any()):
             raise ValueError(f"t = {t[bad][0].item():g} is outside [0, 1]: 0 is data, 1 is noise")
         return NoiseLevel(t, *self.coefficients(t))
 
@@ -140,16 +140,10 @@ class Schedule:
         if abs(middle.alpha**2 + middle.sigma**2 - 1) > 1e-6:
             raise ValueError(f"{self} has no betas: alpha² + sigma² is not 1")
         steps = len(self.betas) if isinstance(self, Chain) else steps
-        table: dict[str, Any]
-        if isinstance(self, Linear) and not self.zero_terminal_snr:
-            table = {"beta_schedule": "linear", "beta_start": self.beta_min, "beta_end": self.beta_max}
-        else:
-            alpha_bar = self(torch.arange(steps + 1, dtype=torch.float64) / steps).alpha ** 2
-            betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
-            table = {"trained_betas": betas.clamp(max=0.999).tolist()}
-        return DDPMScheduler(
-            num_train_timesteps=steps, prediction_type=PREDICTION_TYPES[target], clip_sample=False, **table
-        )
+        alpha_bar = self(torch.arange(steps + 1, dtype=torch.float64) / steps).alpha ** 2
+        betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999).tolist()
+        kind = PREDICTION_TYPES[target]
+        return DDPMScheduler(steps, trained_betas=betas, prediction_type=kind, clip_sample=False)
 
     def _log_snr(self, t: Tensor) -> Tensor:
         return NoiseLevel(t, *self.coefficients(t)).log_snr

@@ -7,16 +7,15 @@ data nothing else is needed. ``loss.csv`` is for people.
 
 import csv
 import json
-import os
 import time
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from minidiff.files import load_weights, weights, write_whole
+from minidiff.files import StrPath, load_weights, weights, write_whole
 
 LOG_EVERY = 10
 """Steps between two lines of ``loss.csv``."""
@@ -51,16 +50,11 @@ class TrainingState:
     def load(self, folder: Path) -> int:
         """Read the state in ``folder`` into model, average and optimizer; return its number of steps."""
         steps = saved_steps(folder)
-        tensors = load_file(folder / "training.safetensors")
-
-        def part(name: str) -> dict[str, Tensor]:
-            return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-
-        load_weights(self.model, part("model"))
-        load_weights(self.ema, part("ema"))
+        load_weights(self.model, saved_part(folder, "model"))
+        load_weights(self.ema, saved_part(folder, "ema"))
         parameters = self.optimizer.param_groups[0]["params"]
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in part("optimizer").items():
+        for key, value in saved_part(folder, "optimizer").items():
             number, name = key.split(".")
             if value.ndim:
                 # The fused optimizer walks through memory, so a moment must lie as its parameter does
@@ -71,7 +65,7 @@ class TrainingState:
         return steps
 
 
-def saved_steps(folder: str | os.PathLike[str]) -> int:
+def saved_steps(folder: StrPath) -> int:
     """How many steps the training state in ``folder`` has behind it.
 
     Raises:
@@ -84,10 +78,12 @@ def saved_steps(folder: str | os.PathLike[str]) -> int:
         return int(json.loads(handle.metadata()["training"])["steps"])
 
 
-def trained_weights(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights in ``training.safetensors`` as the optimizer left them, before averaging."""
-    tensors = load_file(Path(folder) / "training.safetensors")
-    return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+def saved_part(folder: StrPath, part: str) -> dict[str, Tensor]:
+    """What ``training.safetensors`` holds of the "model", as the optimizer left it, of its average, "ema", or
+    of the "optimizer", by name."""
+    with safe_open(Path(folder) / "training.safetensors", framework="pt") as handle:
+        names = [name for name in handle.keys() if name.startswith(f"{part}.")]  # noqa: SIM118
+        return {name.removeprefix(f"{part}."): handle.get_tensor(name) for name in names}
 
 
 class LossLog:

@@ -13,25 +13,26 @@ captions and labels become tensors; a step is a function of tensors.
 """
 
 import itertools
-import os
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from minidiff.condition import Condition
 from minidiff.denoiser import Diffusion
 from minidiff.device import has_bf16
-from minidiff.loss import Term, Weighting, loss
+from minidiff.files import StrPath
+from minidiff.loss import Draws, Term, Weighting, draw, loss
 from minidiff.state import TrainingState
+from minidiff.step import EMA, Graphed, TrainingStep
 
 if TYPE_CHECKING:
     from minidiff.text import Alignment
@@ -39,32 +40,6 @@ if TYPE_CHECKING:
 Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 X0_KEYS = ("x0", "pixel_values", "image", "images")
 CONDITION_KEYS = ("condition", "text", "caption", "captions", "label", "labels")
-
-
-class EMA(AveragedModel):
-    """Exponential moving average of a model's weights; samples are drawn from these.
-
-    torch's :class:`~torch.optim.swa_utils.AveragedModel` with a warm-up: after n updates the decay is
-    ``min(decay, (1 + n) / (10 + n))``, so the random first weights are forgotten quickly. The averaged
-    model is ``ema.module``.
-
-    Args:
-        model: the model to follow.
-        decay: share of the average that stays at each update, in [0, 1).
-
-    Raises:
-        ValueError: ``decay`` is outside [0, 1).
-    """
-
-    def __init__(self, model: nn.Module, decay: float = 0.999):
-        if not 0 <= decay < 1:
-            raise ValueError(f"EMA decay = {decay:g} is outside [0, 1)")
-
-        def update(averages: Any, current: Any, n: Tensor | int) -> None:
-            torch._foreach_lerp_(averages, current, 1 - min(decay, (1 + int(n)) / (10 + int(n))))
-
-        super().__init__(model, multi_avg_fn=update)
-        self.module.eval().requires_grad_(False)
 
 
 @dataclass
@@ -90,7 +65,7 @@ class Step:
         """The loss of this step. Reading it waits for the device, so read it when you need it."""
         return self._loss.item()
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: StrPath) -> None:
         """Write ``training.safetensors``, from which ``train(..., resume=folder)`` goes on.
 
         It holds weights, averaged weights and the optimizer's moments. The file is replaced whole.
@@ -114,7 +89,7 @@ def train(
     max_grad_norm: float = 1.0,
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     seed: int = 0,
-    resume: str | os.PathLike[str] | None = None,
+    resume: StrPath | None = None,
 ) -> Iterator[Step]:
     """Train ``model`` in place, yielding after each optimizer step.
 
@@ -173,46 +148,43 @@ def train(
     accelerator = Accelerator(cpu=processes().device.type == "cpu")
     device, rank = accelerator.device, accelerator.process_index
     model.to(device).train()
+    on_cuda = device.type == "cuda"
     optimizer = torch.optim.AdamW(
         trainable,
-        lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device.type in ("cpu", "cuda"),
+        lr=torch.tensor(lr, device=device) if on_cuda else lr, betas=(0.9, 0.99), weight_decay=weight_decay,
+        fused=device.type in ("cpu", "cuda"), capturable=on_cuda,
     )  # fmt: skip
     ema = EMA(model, ema_decay)
     state = TrainingState(model, ema, optimizer, accelerator.is_main_process)
     start = 0 if resume is None else state.load(Path(resume))
-    objective = partial(loss, weighting=weighting, condition_dropout=condition_dropout)
-    # What does not learn is encoded before the step.
-    fixed = encoder is not None and not any(p.requires_grad for p in encoder.parameters())
-    objective = accelerator.prepare_model(_Objective(model, objective))
+    objective = accelerator.prepare_model(_Objective(model, weighting))
     if isinstance(batches, DataLoader):
         batches = accelerator.prepare_data_loader(batches)
         share = _forever(batches)
+    elif on_cuda and alignment is None and hasattr(batches, "ahead"):  # this library's Batches
+        share = batches.ahead(model.ids, itertools.count(rank, accelerator.num_processes))
     else:
         share = itertools.islice(_forever(batches), rank, None, accelerator.num_processes)
     bf16 = precision == "bf16" or (precision == "auto" and has_bf16(device))
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
+    step = TrainingStep(
+        objective, model, ema, optimizer, accelerator.backward, autocast, max_grad_norm, in_memory=on_cuda
+    )
+    # Processes talk to each other between the kernels, and a term has captions of its own: no graph of those.
+    alone = accelerator.num_processes == 1 and alignment is None
+    update = Graphed(step) if on_cuda and alone else step
     generator = torch.Generator(device)
+    ready = _ready(model, share, alignment)
     try:
         for index in range(start, steps):
-            x0, values = unpack(next(share))
-            term = None if alignment is None else alignment.term(_captions(values))
-            condition = model.ids(values)
-            if fixed:
-                with torch.no_grad():
-                    condition = model.encode(condition)
-            x0 = x0.to(device, torch.float32)
+            x0, condition, term = next(ready)
             generator.manual_seed(((seed * 1_000_003 + index) * 1_009 + rank) % 2**63)
             rate = lr * _trapezoid(index, steps, min(warmup, steps // 10), decay_from)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                value = objective(x0, condition, term, generator)
-            optimizer.zero_grad()
-            accelerator.backward(value)
-            nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-            optimizer.step()
-            ema.update_parameters(model)
+            draws = draw(model.schedule, x0, condition_dropout, generator)
+            step.prepare(rate)
+            loss_now = update(x0, condition, draws, term)
             averaged, main = cast(Diffusion, ema.module), accelerator.is_main_process
-            yield Step(index, averaged, rate, main, value.detach(), state)
+            yield Step(index, averaged, rate, main, loss_now, state)
     finally:
         model.eval()
 
@@ -250,6 +222,30 @@ def unpack(batch: Batch) -> tuple[Tensor, Any]:
     return x0, rest[0] if rest else None
 
 
+def _ready(
+    model: Diffusion, batches: Iterator[Batch], alignment: "Alignment | None"
+) -> Iterator[tuple[Tensor, Any, Term | None]]:
+    """Batches as a step takes them: tensors on the device. On the CPU what does not learn is encoded here; on
+    CUDA the step does it, and all captions are as long as the longest may be, for one graph to serve all."""
+    encoder, device = model.encoder, model.device
+    on_cuda = device.type == "cuda"
+    learns = isinstance(encoder, nn.Module) and any(p.requires_grad for p in encoder.parameters())
+    length = getattr(encoder, "max_length", 0) if on_cuda else 0
+    for batch in batches:
+        x0, values = unpack(batch)
+        term = None if alignment is None else alignment.term(_captions(values))
+        condition = model.ids(values)
+        if not learns and not on_cuda:
+            with torch.no_grad():
+                condition = model.encode(condition)
+        if isinstance(condition, Condition):
+            condition = Condition(*(part.to(device) for part in condition)).pad(length)
+        elif isinstance(condition, Tensor):
+            missing = max(0, length - condition.shape[1]) if condition.ndim == 2 else 0
+            condition = F.pad(condition, (0, missing), value=-1).to(device, non_blocking=True)
+        yield x0.to(device, torch.float32, non_blocking=True), condition, term
+
+
 def _captions(values: Any) -> Any:
     """The values, if they can be captions."""
     if isinstance(values, Condition) or not isinstance(values, tuple | list):
@@ -260,14 +256,14 @@ def _captions(values: Any) -> Any:
 class _Objective(nn.Module):
     """Model and loss behind one ``forward``, which is what distributed training can wrap."""
 
-    def __init__(self, model: Diffusion, objective: Callable[..., Tensor]):
+    def __init__(self, model: Diffusion, weighting: str | Weighting):
         super().__init__()
-        self.model, self.objective = model, objective
+        self.model, self.weighting = model, weighting
 
     def forward(
-        self, x0: Tensor, condition: Condition | Tensor | None, term: Term | None, generator: torch.Generator
+        self, x0: Tensor, condition: Condition | Tensor | None, draws: Draws, term: Term | None
     ) -> Tensor:
-        return self.objective(self.model, x0, condition, alignment=term, generator=generator)
+        return loss(self.model, x0, condition, weighting=self.weighting, alignment=term, draws=draws)
 
 
 def processes() -> PartialState:

@@ -50,8 +50,8 @@ def score(
     with torch.no_grad():
         clip_score = torch.cat([clip.similarity(x[i : i + 64], texts[i : i + 64]) for i in range(0, n, 64)])
     return {
-        "pair": statistics.fmean(reader.correct(x, wanted)),
-        "all": statistics.fmean(reader.correct(x, wanted, EVERYTHING)),
+        "pair": critters.accuracy(reader, x, wanted).value,
+        "all": critters.accuracy(reader, x, wanted, EVERYTHING).value,
         "distance": frechet_distance(x, real, reader).value,
         "CLIP score": float(clip_score.mean()),
     }

@@ -68,7 +68,7 @@ def measure(
         for name in ("hat_color", "background")
     ]
     return {
-        "accuracy": statistics.fmean(reader.correct(x, wanted)),
+        "accuracy": critters.accuracy(reader, x, wanted).value,
         "diversity": statistics.fmean(spread),
         "distance": frechet_distance(x, renders(wanted, x.shape[-1], seed), reader).value,
         "saturated": float((x.abs() > 0.98).float().mean()),

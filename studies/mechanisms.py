@@ -9,7 +9,6 @@ one vector gets crowded.
 """
 
 import random
-import statistics
 
 import torch
 from common import each_over_runs, fit, options, small_model, so_far, write
@@ -30,7 +29,7 @@ def score(model: md.Diffusion, reader: AttributeReader, seed: int, n: int) -> di
         wanted = [critters.sample_critter(rng, split) for _ in range(n)]
         x = pipe([critters.prompt(c, EVERYTHING) for c in wanted], seed=1000 * seed).tensors
         for what, names in (("pair", ("animal", "hat")), ("all", EVERYTHING)):
-            shares[f"{split} {what}"] = statistics.fmean(reader.correct(x, wanted, names))
+            shares[f"{split} {what}"] = critters.accuracy(reader, x, wanted, names).value
     return shares
 
 

@@ -104,7 +104,15 @@ MUTANTS = [
         ("weight not squared", "loss", "weigh(level) * (level.sigma / det) ** 2", "weigh(level) * (level.sigma / det).abs()", ("test_loss",)),
         ("min-SNR from below", "loss", "return level.snr.clamp(max=5)", "return level.snr.clamp(min=5)", ("test_loss",)),
         ("labels dropped per batch", "loss", "torch.rand(len(x0), generator=generator, device=x0.device) < condition_dropout", "(torch.rand(1, generator=generator, device=x0.device) < condition_dropout).expand(len(x0))", ("test_loss",)),
-        ("EMA without warm-up", "training", "1 - min(decay, (1 + int(n)) / (10 + int(n)))", "1 - decay", ("test_training",)),
+        ("a corrector that is never used", "sampling", "if len(guesses) > 1:", "if len(guesses) > 99:", ("test_sampling_exact",)),
+        ("a wrong moment", "sampling", "moments.append(h**k - k * moments[-1])", "moments.append(h**k - moments[-1])", ("test_sampling_exact",)),
+        ("a first step from noise that is not corrected", "sampling", "torch.stack([x0 for _, x0 in guesses]).mean(0)", "guesses[-1][1]", ("test_sampling",)),
+        ("EMA without warm-up", "step", "1 - min(self.decay, (1 + n) / (10 + n))", "1 - self.decay", ("test_training",)),
+        ("a recorded step on the first batch for ever", "step", "place.copy_(tensor, non_blocking=True)", "pass", ("test_step",)),
+        ("a result that the next step overwrites", "step", "return repeat().clone()", "return repeat()", ("test_step",)),
+        ("a recorded learning rate that stays", "step", 'group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr', 'group["lr"] if isinstance(group["lr"], Tensor) else lr', ("test_step",)),
+        ("nobody's condition withheld", "loss", "if condition is not None and drop is not None:", "if False:", ("test_step", "test_loss")),
+        ("the batches of another process", "data/batches", "self.batches.number(self.batches.start + k)", "self.batches.number(k)", ("test_step",)),
         # --- exact, likelihood
         ("std for variance in the oracle", "exact", "shrink = alpha[:, None] * self.stds**2 / v\n        x0", "shrink = alpha[:, None] * self.stds / v\n        x0", ("test_exact",)),
         ("posterior spread of the prior", "exact", "mixture.stds = (self.stds**2 * (sigma**2)[:, None] / v).sqrt()[0]", "mixture.stds = self.stds", ("test_exact",)),
@@ -151,7 +159,7 @@ MUTANTS = [
         ("clamped on one side", "guidance", ".x0.clamp(low, high)", ".x0.clamp(max=high)", ("test_guidance",)),
         # --- data and metrics
         ("the same order every epoch", "data/batches", "np.random.default_rng((self.seed, epoch))", "np.random.default_rng(self.seed)", ("test_batches",)),
-        ("captions of the first epoch for ever", "data/batches", "words(int(index), epoch)", "words(int(index), 0)", ("test_batches",)),
+        ("captions of the first epoch for ever", "data/batches", "self.caption(row, epoch)", "self.caption(row, 0)", ("test_batches",)),
         ("captions of no picture", "data/batches", "[caption for caption in negative if caption]", "negative", ("test_batches",)),
         ("a spiral denser inside", "data/points", "angle = (low**2 + (high**2 - low**2) * torch.rand(n, generator=generator)).sqrt()", "angle = low + (high - low) * torch.rand(n, generator=generator)", ("test_points",)),
         ("moons that do not reach into each other", "data/points", "1 - angle.cos()) - 0.5", "-angle.cos())", ("test_points",)),
@@ -165,7 +173,7 @@ MUTANTS = [
         ("energy distance without the within terms", "metrics", "weights[len(x) :] = -1 / len(y)", "weights[len(x) :] = 1 / len(y)", ("test_metrics",)),
         ("an interval of the jackknife too narrow", "metrics", "error = math.sqrt((groups - 1) * float(without", "error = math.sqrt(float(without", ("test_metrics",)),
         ("a p-value that can be zero", "metrics", "return (1 + int(as_large.sum())) / (1 + permutations)", "return int(as_large.sum()) / permutations", ("test_metrics",)),
-        ("a colour error that reads as binding", "critters/scores", 'right["binding"] += _both(r, OWN) == _both(e, OWN)', 'right["binding"] += all(same.values())', ("test_scores",)),
+        ("a colour error that reads as binding", "critters/scores", 'right["binding"] += _both(r, scene.OWN) == _both(e, scene.OWN)', 'right["binding"] += all(same.values())', ("test_scores",)),
         ("held-out pairs in training", "critters/scene", 'tuple(pair for pair in _ALL_PAIRS if pair not in HELD_OUT)', "_ALL_PAIRS", ("test_critters",)),
     )
 ]  # fmt: skip

@@ -31,7 +31,8 @@ class Guess(md.Diffusion):
 
 
 def weights_of(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
+    """All in one, on the CPU, wherever training has moved the model."""
+    return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()]).cpu()
 
 
 def fresh(target: str = "eps", condition_dim: int | None = None, seed: int = 3) -> md.Diffusion:

@@ -353,7 +353,7 @@ def test_the_shipped_clip_tells_what_a_render_shows():
 
 def test_its_text_tower_is_the_encoder_of_the_shipped_model():
     encoder = md.TextEncoder.from_pretrained("critters-clip")
-    model = md.TextToImage.from_pretrained("critters").model
+    model = md.Diffusion.from_pretrained("critters")
     prompts = ["a cat in a top hat", "a purple hat"]
     for part, other in zip(encoder(encoder.ids(prompts)), model.encode(prompts), strict=True):
         torch.testing.assert_close(part, other)

@@ -23,7 +23,7 @@ FLOORS = [
     ("condition",),
     ("text",),
     ("denoiser",),
-    ("exact", "loss", "state"),
+    ("exact", "loss", "state", "step"),
     ("training", "sampling"),
     ("guidance", "likelihood"),
     ("metrics", "doctor", "interop"),

@@ -113,7 +113,7 @@ def test_ddim_ending_at_alpha_bar_that_is_not_1():
     """``alphas_cumprod[0]`` taken for "no noise": it is 0.9999, after the first step of the chain."""
     x = randn(50)
     *rest, _ = LEVELS
-    for sampler in (md.ddim, md.heun, md.dpmpp_2m):
+    for sampler in (md.ddim, md.heun, md.dpmpp_2m, md.unipc):
         assert distance_from_the_point(md.sample(sampler(point_mass(POINT), x, LEVELS))) < 1e-10
         buggy = md.sample(sampler(point_mass(POINT), x, [*rest, md.Linear()(1 / 1000)]))
         assert distance_from_the_point(buggy) > 1e-3

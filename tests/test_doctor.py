@@ -44,7 +44,7 @@ def trained(
     ]
     for step in md.train(model, batches, 500, lr=3e-3, ema_decay=0.99):
         pass
-    return copy.deepcopy(step.ema)
+    return copy.deepcopy(step.ema).cpu()  # training chose the device, the tests have the CPU's
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minidiff.exact import FiniteData, GaussianMixture, PointMass
+from minidiff.exact import FiniteData, GaussianMixture
 from minidiff.forward import NoiseLevel, diffuse, posterior_std, transition
 from minidiff.guidance import guide
 from minidiff.schedule import Cosine, Flow, Karras
@@ -330,9 +330,9 @@ def test_the_posteriors_spread_is_the_derivative_of_the_denoiser() -> None:
     torch.testing.assert_close(oracle.posterior(x_t, level).covariance, wanted, rtol=1e-8, atol=1e-8)
 
 
-def test_a_point_mass_is_always_that_point() -> None:
+def test_a_single_point_is_always_the_answer() -> None:
     point = torch.randn(3, 4, 4)
-    oracle = PointMass(point)
+    oracle = FiniteData(point[None])
     for level in LEVELS:
         x_t = torch.randn(5, 3, 4, 4)
         x0, eps = oracle.denoise(x_t, level)

@@ -430,7 +430,7 @@ def test_clipping_changes_nothing_that_lies_inside():
     torch.testing.assert_close(plain, wide, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("sampler", [md.ddim, md.ddpm, md.heun, md.dpmpp_2m])
+@pytest.mark.parametrize("sampler", [md.ddim, md.ddpm, md.heun, md.dpmpp_2m, md.unipc])
 def test_a_clipped_and_guided_run_stays_in_range(sampler):
     """Strong guidance throws x0 far out; the run ends inside, at the side that was asked for."""
 

@@ -15,25 +15,26 @@ from minidiff.metrics import (
     frechet_distance,
     kernel_distance,
     proportion,
-    wilson,
 )
 
 
-@pytest.mark.parametrize("successes, n", [(0, 10), (10, 10), (3, 7), (503, 512), (1, 1)])
-@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
-def test_wilson_is_scipys(successes: int, n: int, confidence: float) -> None:
-    expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    assert wilson(successes, n, confidence) == pytest.approx(tuple(expected), abs=1e-12)
+@pytest.mark.parametrize(
+    "successes, n, low, high",
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_proportions_are_newcombes(successes: int, n: int, low: float, high: float) -> None:
+    # Newcombe 1998, table I, method 3: the intervals of Wilson's score, without a correction.
+    assert proportion(successes, n) == pytest.approx((successes / n, low, high, n, "%"), abs=5e-5)
 
 
-def test_wilson_at_the_ends() -> None:
-    assert wilson(0, 20)[0] == 0
-    assert wilson(20, 20)[1] == 1
+def test_proportions_refuse_what_is_no_share() -> None:
+    assert proportion(0, 20).low == 0
+    assert proportion(20, 20).high == 1
     for bad in ((-1, 5), (6, 5), (0, 0)):
         with pytest.raises(ValueError, match=f"{bad[0]} successes in {bad[1]} trials"):
-            wilson(*bad)
+            proportion(*bad)
     with pytest.raises(ValueError, match="confidence = 95"):
-        wilson(1, 2, 95)
+        proportion(1, 2, 95)
 
 
 def test_intervals_print_with_their_count() -> None:

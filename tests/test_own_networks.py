@@ -57,7 +57,7 @@ def test_an_own_network_and_encoder_learn_and_are_guided():
     before = model.encoder.direction.detach().clone()
     for step in md.train(model, [pairs()], 400, lr=1e-2, ema_decay=0.98):
         pass
-    assert not torch.equal(model.encoder.direction, before)
+    assert not torch.equal(model.encoder.direction.cpu(), before)
     denoise = md.guide(step.ema.denoise, step.ema.encode([1.0]), 1.5)
     levels = model.schedule.levels(20)
     x = md.noise((64, 2), levels[0], generator=md.generators(0, 64))
@@ -72,7 +72,8 @@ def test_it_resumes_where_it_stopped(tmp_path):
             step.save(tmp_path)
             break
     rest = [step.loss for step in md.train(own(1), [pairs()], 6, resume=tmp_path, **settings)]
-    assert rest == whole[3:]
+    # Kernels on a GPU add in changing order.
+    assert rest == pytest.approx(whole[3:], rel=1e-3 if torch.cuda.is_available() else 0, abs=0)
 
 
 def test_it_is_saved_and_loaded_into_one_of_its_kind(tmp_path):

@@ -31,9 +31,10 @@ def test_shipped_files_are_small_and_hold_no_pickle():
         assert path.stat().st_size <= 16e6, path
 
 
-def test_the_model_card_quotes_the_scores_that_were_measured():
-    scores = json.loads((SHIPPED / "critters" / "scores.json").read_text())
-    card = (SHIPPED / "critters" / "README.md").read_text()
+@pytest.mark.parametrize("name", ["critters", "critters-duo"])
+def test_the_model_card_quotes_the_scores_that_were_measured(name):
+    scores = json.loads((SHIPPED / name / "scores.json").read_text())
+    card = (SHIPPED / name / "README.md").read_text()
     for name, score in scores.items():
         assert f"| {name} | {Interval(**score)} |" in card
 
@@ -47,6 +48,18 @@ def test_shipped_model_draws_cats_in_top_hats_which_training_never_showed(pipe):
     prompts = [f"a {c.fur} cat in a {c.hat_color} top hat" for c in wanted]
     x = pipe(prompts, seed=1).tensors
     assert accuracy(AttributeReader.from_pretrained(), x, wanted).value >= 14 / 16
+
+
+def test_shipped_duo_puts_each_where_the_prompt_says():
+    """The same words in two orders: what is left changes places. Colours are not asked for."""
+    pipe = md.TextToImage.from_pretrained("critters-duo", device="cpu")
+    told = ("a black cat in a red top hat", "a pink pig in a blue crown")
+    prompts = ["{} left of {}".format(*told), "{} left of {}".format(*reversed(told))]
+    x = pipe(prompts, num_images=4, steps=10, seed=0).tensors
+    read = AttributeReader.from_pretrained("critters-duo-reader").read(x)
+    found = [(r["relation"], r["first_animal"], r["second_animal"]) for r in read]
+    expected = [("left of", "cat", "pig")] * 4 + [("left of", "pig", "cat")] * 4
+    assert sum(f == e for f, e in zip(found, expected, strict=True)) >= 7
 
 
 def test_the_prompt_is_followed_because_of_the_prompt(pipe):
@@ -169,7 +182,7 @@ def test_each_prompt_may_have_its_own_negative(pipe):
     assert close(found[2:], none[2:])  # to stay away from nothing is to have no negative prompt
 
 
-SAMPLERS = ("ddpm", "ddim", "heun", "dpmpp_2m")
+SAMPLERS = ("ddpm", "ddim", "heun", "dpmpp_2m", "unipc")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from PIL import Image
 from minidiff import plots
 from minidiff.data.points import ring_of_gaussians
 from minidiff.exact import GaussianMixture
-from minidiff.metrics import proportion
 from minidiff.sampling import State, ddim, noise
 from minidiff.schedule import Cosine, Karras
 
@@ -126,11 +125,6 @@ def test_curves_hold_their_values() -> None:
     assert smooth.get_xdata()[-1] == 99
     picture(figure)
     picture(plots.losses([1.0]))
-
-    figure = plots.intervals({"seen": proportion(503, 512)})
-    low, high = figure.axes[0].get_lines()[0].get_xdata()
-    assert (low, high) == pytest.approx((96.7, 99.1), abs=0.05)
-    assert figure.axes[0].get_yticklabels()[0].get_text() == "seen (n = 512)"
 
 
 def test_notebooks_show_a_figure_once() -> None:

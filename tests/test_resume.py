@@ -23,7 +23,8 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", ["MLP", "UNet"])
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_resumed_run_goes_on_as_if_nothing_had_happened(name, stop, tmp_path):
-    """To the bit. The U-Net's weights lie in memory otherwise (channels last) than in the file."""
+    """To the bit; on a GPU, whose kernels add in changing order, to rounding. The U-Net's weights lie in
+    memory otherwise (channels last) than in the file."""
 
     def fresh(seed: int) -> md.Diffusion:
         torch.manual_seed(seed)
@@ -50,9 +51,10 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(name, stop, tmp_path):
     again = fresh(99)  # other first weights: all must come from the file
     resumed = list(run(again, batches[stop:], tmp_path))
     assert [step.index for step in resumed] == list(range(stop, 7))
-    assert torch.equal(weights_of(again), weights_of(whole))
-    assert torch.equal(weights_of(resumed[-1].ema), weights_of(last.ema))
-    assert resumed[-1].loss == last.loss
+    rounding = {"rtol": 1e-3, "atol": 1e-4} if torch.cuda.is_available() else {"rtol": 0.0, "atol": 0.0}
+    for now, before in ((again, whole), (resumed[-1].ema, last.ema)):
+        torch.testing.assert_close(weights_of(now), weights_of(before), **rounding)
+    assert resumed[-1].loss == pytest.approx(last.loss, rel=rounding["rtol"], abs=0)
     assert resumed[-1].lr == last.lr
 
 

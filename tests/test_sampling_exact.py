@@ -15,7 +15,7 @@ from minidiff.denoiser import Denoiser
 from minidiff.exact import FiniteData, GaussianMixture
 from minidiff.forward import NoiseLevel, Prediction, posterior, posterior_std
 from minidiff.metrics import energy_test
-from minidiff.sampling import State, ddim, ddpm, dpmpp_2m, heun, noise, sample
+from minidiff.sampling import State, ddim, ddpm, dpmpp_2m, heun, noise, sample, unipc
 from minidiff.schedule import Cosine, Flow, Karras, Linear, Schedule, Sigmoid
 
 F64 = torch.float64
@@ -25,7 +25,7 @@ MIXTURE = GaussianMixture(
     torch.tensor([0.5, 0.2, 0.3]),
 )
 SCHEDULES = [Linear(), Cosine(), Sigmoid(), Karras(), Flow()]
-SAMPLERS = [ddpm, ddim, heun, dpmpp_2m]
+SAMPLERS = [ddpm, ddim, heun, dpmpp_2m, unipc]
 
 
 @cache
@@ -45,7 +45,7 @@ def draw(
     levels = schedule.levels(steps)
     generator = torch.Generator().manual_seed(0)
     x = noise((n, dim), levels[0], generator=generator)
-    extra = {"generator": generator} if sampler not in (heun, dpmpp_2m) else {}
+    extra = {"generator": generator} if sampler not in (heun, dpmpp_2m, unipc) else {}
     return sample(sampler(mixture(dim).denoise, x, levels, **extra))
 
 
@@ -77,7 +77,7 @@ def complaints(x: Tensor) -> dict[str, float]:
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samples_come_from_the_mixture(sampler: Callable[..., Iterator[State]], schedule: Schedule) -> None:
-    steps = {ddpm: 300, ddim: 150, heun: 60, dpmpp_2m: 60}[sampler]
+    steps = {ddpm: 300, ddim: 150, heun: 60, dpmpp_2m: 60, unipc: 60}[sampler]
     assert not complaints(draw(sampler, schedule, steps, 2000))
 
 
@@ -86,7 +86,7 @@ def test_samples_come_from_the_mixture(sampler: Callable[..., Iterator[State]], 
 def test_samples_come_from_the_mixture_in_other_dimensions(
     sampler: Callable[..., Iterator[State]], dim: int
 ) -> None:
-    steps = {ddpm: 1000, ddim: 150, heun: 60, dpmpp_2m: 60}[sampler]
+    steps = {ddpm: 1000, ddim: 150, heun: 60, dpmpp_2m: 60, unipc: 60}[sampler]
     assert not complaints(draw(sampler, Cosine(), steps, 2000, dim))
 
 
@@ -141,6 +141,9 @@ def at_log_snr(half: Tensor) -> NoiseLevel:
     return NoiseLevel(torch.sigmoid(-half), torch.sigmoid(2 * half).sqrt(), torch.sigmoid(-2 * half).sqrt())
 
 
+ORDERS = [(ddim, 0.85, 1.15), (heun, 1.75, 2.25), (dpmpp_2m, 1.7, 2.3), (unipc, 2.7, 3.3)]
+
+
 @cache
 def flow_line(dim: int) -> tuple[GaussianMixture, Tensor, Tensor]:
     """A mixture in ``dim`` dimensions, and where the probability-flow ODE takes some points from
@@ -162,7 +165,7 @@ def flow_line(dim: int) -> tuple[GaussianMixture, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("dim", [1, 2, 64])
-@pytest.mark.parametrize("sampler, low, high", [(ddim, 0.85, 1.15), (heun, 1.75, 2.25), (dpmpp_2m, 1.7, 2.3)])
+@pytest.mark.parametrize("sampler, low, high", ORDERS)
 def test_order_of_convergence(
     sampler: Callable[..., Iterator[State]], low: float, high: float, dim: int
 ) -> None:

@@ -200,4 +200,5 @@ def test_the_real_library_can_be_told_apart():
         assert library.reached(used(code, library)) < library.files.keys(), notebook.name
     for name, module in (("ddim", "sampling"), ("plots", "plots"), ("loss", "loss"), ("train", "training")):
         assert f"minidiff.{module}" in used(f"import minidiff as md\nmd.{name}", library)
+    assert used("from minidiff import critters\ncritters.HATS", library) == {"minidiff.critters.scene"}
     assert "minidiff.plots" not in library.reached({"minidiff.sampling"})

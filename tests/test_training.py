@@ -67,7 +67,7 @@ def test_training_reaches_the_floor_that_the_oracle_sets():
     floor = (kept / (kept + level.sigma**2)).mean().item()
     test = mean + std * torch.randn(100_000, 2, generator=generator(2))
     with torch.no_grad():
-        reached = md.loss(step.ema, test, generator=generator(3)).item()
+        reached = md.loss(step.ema.cpu(), test, generator=generator(3)).item()
         untrained = md.loss(fresh(), test, generator=generator(3)).item()
     assert untrained > 1.5 * floor
     assert 0.99 * floor < reached < 1.06 * floor
@@ -128,7 +128,7 @@ def test_the_first_step_is_adamw():
     rate, decay = 0.01, 0.3
     step = next(md.train(model, [data(8, 2).float()], 1, lr=rate, warmup=1, decay_from=1.0,
                          weight_decay=decay, max_grad_norm=1e9, precision="fp32"))  # fmt: skip
-    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).cpu()
     expected = before * (1 - rate * decay) - rate * gradient / (gradient.abs() + 1e-8)
     torch.testing.assert_close(weights_of(model), expected, rtol=1e-5, atol=1e-6)
     assert step.index == 0
@@ -259,7 +259,7 @@ def test_batches_may_carry_conditions():
         nn.init.normal_(model.net.last.weight)
         before = model.net.embedding.pooled.weight.detach().clone()
         short(model, 2, [batch], condition_dropout=0.0, weight_decay=0.0)
-        assert torch.equal(model.net.embedding.pooled.weight, before) == (batch[1] is None)
+        assert torch.equal(model.net.embedding.pooled.weight.cpu(), before) == (batch[1] is None)
     assert len(short(model, 3, loader)) == 3
 
 

@@ -70,7 +70,11 @@ class Library:
     def _bound(self, module: str) -> dict[str, set[Place]]:
         # A package says to type checkers what it imports when asked for.
         package = self.files[module].stem == "__init__"
-        return bound(ast.walk(self.tree(module)) if package else at_runtime(self.tree(module)))
+        names = bound(ast.walk(self.tree(module)) if package else at_runtime(self.tree(module)))
+        for inner, _ in names.pop("*", ()):  # `from minidiff.a import *` binds what a lists
+            for name in listed(self.tree(inner)):
+                names.setdefault(name, set()).add((inner, (name,)))
+        return names
 
     def resolve(self, place: Place) -> set[str]:
         """The modules that ``minidiff.a.b.c`` leads through, given as the module ``minidiff.a`` and the names
@@ -154,6 +158,14 @@ def bound(nodes: Iterable[ast.AST]) -> dict[str, set[Place]]:
                     place = (name.name, ()) if name.asname else (PACKAGE, ())
                     found.setdefault(name.asname or PACKAGE, set()).add(place)
     return found
+
+
+def listed(tree: ast.Module) -> list[str]:
+    """What a module lists in ``__all__``."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    raise ValueError("`import *` from a module without a plain list __all__: name what is imported")
 
 
 def _is_dynamic(nodes: Iterable[ast.AST]) -> bool:

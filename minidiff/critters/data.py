@@ -5,8 +5,9 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
@@ -112,17 +113,16 @@ class Critters(Dataset[tuple[Tensor, str]]):
             raise ValueError(f"workers {workers} is too few: use 1 or more, or None")
         pixels = np.empty((self.length, 3, self.size, self.size), np.uint8)
         parts = [range(start, min(start + 100, self.length)) for start in range(0, self.length, 100)]
-        if workers == 1 or not _can_fork():
-            for part in parts:
-                pixels[part.start : part.stop] = self._pixels(part)
-            return torch.from_numpy(pixels)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ExitStack() as stack:
             # Python 3.12 warns that forking a process with threads may deadlock. Here the children
             # only run Pillow and NumPy without BLAS, which wait for no lock of the parent's.
             warnings.simplefilter("ignore", DeprecationWarning)
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-                for part, drawn in zip(parts, pool.map(self._pixels, parts), strict=True):
-                    pixels[part.start : part.stop] = drawn
+            drawn: Iterable[NDArray[np.uint8]] = map(self._pixels, parts)
+            if workers > 1 and _can_fork():
+                pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
+                drawn = stack.enter_context(pool).map(self._pixels, parts)
+            for part, some in zip(parts, drawn, strict=True):
+                pixels[part.start : part.stop] = some
         return torch.from_numpy(pixels)
 
     def render(self, workers: int | None = None) -> Rendering:

@@ -8,7 +8,6 @@ one critter only.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,9 +20,9 @@ from torch import Tensor, nn
 
 from minidiff.critters.data import Critters
 from minidiff.critters.drawing import draw
-from minidiff.critters.scene import ATTRIBUTES, NOBODY, OWN, PAIR_ATTRIBUTES, Shown, labels, words
+from minidiff.critters.scene import ATTRIBUTES, NOBODY, OWN, PAIR_ATTRIBUTES, labels
 from minidiff.data.batches import Batches
-from minidiff.files import SHIPPED, fill_folder
+from minidiff.files import SHIPPED, StrPath, fill_folder
 
 READERS = {1: "critters-reader", 2: "critters-duo-reader"}
 """The readers that come with minidiff, by the number of critters they read."""
@@ -85,22 +84,7 @@ class AttributeReader(nn.Module):
             ]
         return read
 
-    def correct(
-        self, x: Tensor, scenes: Sequence[Shown], attributes: Sequence[str] = ("animal", "hat")
-    ) -> list[bool]:
-        """For each image whether all the named attributes read as they should.
-
-        Args:
-            x: (B, 3, H, W) in [-1, 1].
-            scenes: what was asked for, B of them.
-            attributes: names out of the reader's own.
-        """
-        return [
-            all(read[name] == expected[name] for name in attributes)
-            for read, expected in zip(self.read(x), map(words, scenes), strict=True)
-        ]
-
-    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(self, folder: StrPath, dtype: torch.dtype | None = None) -> None:
         """Write config.json and reader.safetensors, each whole; weights in ``dtype`` or as they are."""
         config = {"format": "minidiff-reader-1", "width": self.width, "features": self.num_features}
         config |= {"attributes": self.attributes}
@@ -111,7 +95,7 @@ class AttributeReader(nn.Module):
             )
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str] = READERS[1]) -> "AttributeReader":
+    def from_pretrained(cls, name: StrPath = READERS[1]) -> "AttributeReader":
         """A trained reader, in eval mode.
 
         Args:
@@ -123,7 +107,7 @@ class AttributeReader(nn.Module):
         folder = Path(name) if Path(name).exists() else SHIPPED / name
         if not (folder / "reader.safetensors").is_file():
             raise FileNotFoundError(
-                f"{os.fspath(name)} holds no reader: `minidiff train critters-reader` makes one, "
+                f"{name} holds no reader: `minidiff train critters-reader` makes one, "
                 "and critters-duo-reader one for two critters"
             )
         config = json.loads((folder / "config.json").read_text())
@@ -191,11 +175,11 @@ def train_reader(
     optimizer = torch.optim.AdamW(reader.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    batches = iter(Batches(pixels, lambda index, epoch: str(index), batch_size, seed=seed))
+    batches = iter(Batches(pixels, truth, batch_size, seed=seed))
     for _ in range(steps):
-        x, numbers = next(batches)
+        x, rows = next(batches)
         x = degrade(x, generator)
-        target = {n: torch.tensor([truth[int(i)][n] for i in numbers]) for n in reader.attributes}
+        target = {n: torch.tensor([row[n] for row in rows]) for n in reader.attributes}
         logits = reader.logits(x)
         loss = sum(
             F.cross_entropy(logits[name], target[name], ignore_index=IGNORED) for name in reader.attributes

@@ -13,6 +13,12 @@ import random
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+__all__ = [
+    "ANIMALS", "ATTRIBUTES", "BACKGROUNDS", "EXCHANGES", "FURS", "HATS", "HAT_COLORS", "HELD_OUT", "OWN_FUR",
+    "PAIR_ATTRIBUTES", "Critter", "Scene", "exchange", "furs", "labels", "sample_critter", "sample_scene",
+    "words",
+]  # fmt: skip
+
 Split = Literal["train", "held_out", "all"]
 
 ANIMALS = ("cat", "dog", "rabbit", "bear", "pig", "frog", "panda", "fox")

@@ -2,30 +2,17 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from minidiff.critters import scene
 from minidiff.critters.captions import prompt, vocabulary
 from minidiff.critters.data import Critters
 from minidiff.critters.reader import READERS, AttributeReader
-from minidiff.critters.scene import (
-    ATTRIBUTES,
-    EXCHANGES,
-    HELD_OUT,
-    NOBODY,
-    OWN,
-    POSITIONS,
-    Scene,
-    Shown,
-    Split,
-    exchange,
-    sample_critter,
-    sample_scene,
-    words,
-)
+from minidiff.critters.scene import Shown, Split
 from minidiff.metrics import FEWEST, Interval, frechet_distance, kernel_distance, proportion
 from minidiff.pixels import from_bytes
 
@@ -79,18 +66,19 @@ def evaluate(
         name = "critters" if count == 1 else "critters-duo"
         raise ValueError(f"not a {name} model: it does not know the word {missing[0]!r}")
     reader = AttributeReader.from_pretrained(READERS[count]) if reader is None else reader
+    random_one: Callable[[random.Random, Split], Shown] = (
+        scene.sample_critter if count == 1 else scene.sample_scene
+    )
     scores: dict[str, Interval] = {}
     drawn: dict[str, Tensor] = {}
     for name, split in SPLITS:
         rng = random.Random(f"evaluate {'' if count == 1 else 'duo '}{seed} {split}")
-        expected: list[Shown] = [
-            sample_critter(rng, split) if count == 1 else sample_scene(rng, split) for _ in range(prompts)
-        ]
-        attributes = [tuple(ATTRIBUTES) if count == 1 and i % 2 else None for i in range(prompts)]
+        expected = [random_one(rng, split) for _ in range(prompts)]
+        attributes = [tuple(scene.ATTRIBUTES) if count == 1 and i % 2 else None for i in range(prompts)]
         texts = [prompt(e, stated) for e, stated in zip(expected, attributes, strict=True)]
         drawn[name] = pipe(texts, steps=steps, guidance=guidance, sampler=sampler, seed=seed).tensors
         shares = shares_of_one if count == 1 else shares_of_two
-        found = shares(reader.read(drawn[name]), [words(e) for e in expected])
+        found = shares(reader.read(drawn[name]), [scene.words(e) for e in expected])
         scores |= {f"{name}: {what}": score for what, score in found.items()}
     size, whole = drawn["seen"].shape[-1], "animal and hat" if count == 1 else "full scene"
     scores[f"reader on renders: {whole}"] = reader_accuracy(reader, size=size)[whole]
@@ -105,11 +93,21 @@ def evaluate(
 def accuracy(
     reader: AttributeReader, x: Tensor, scenes: Sequence[Shown], attributes: Sequence[str] = ("animal", "hat")
 ) -> Interval:
-    """Share of images (B, 3, H, W) in [-1, 1] in which all the named attributes are as asked for."""
-    return proportion(sum(reader.correct(x, scenes, attributes)), len(x))
+    """Share of images (B, 3, H, W) in [-1, 1] in which all the named attributes are as asked for.
+
+    Raises:
+        ValueError: not as many scenes as images.
+    """
+    return _share(reader.read(x), [scene.words(shown) for shown in scenes], attributes)
 
 
 Words = Mapping[str, str]
+
+
+def _share(read: Sequence[Words], expected: Sequence[Words], names: Sequence[str]) -> Interval:
+    """Share of images in which all the named attributes read as they should."""
+    right = [all(r[name] == e[name] for name in names) for r, e in zip(read, expected, strict=True)]
+    return proportion(sum(right), len(right))
 
 
 def shares_of_one(read: Sequence[Words], expected: Sequence[Words]) -> dict[str, Interval]:
@@ -123,12 +121,9 @@ def shares_of_one(read: Sequence[Words], expected: Sequence[Words]) -> dict[str,
     Raises:
         ValueError: not as many scenes as images.
     """
-    pair = ("animal", "hat")
-    right = [all(r[n] == e[n] for n in pair) for r, e in zip(read, expected, strict=True)]
-    whole = [dict(r) == dict(e) for r, e in zip(read[1::2], expected[1::2], strict=True)]
     return {
-        "animal and hat": proportion(sum(right), len(right)),
-        "all attributes": proportion(sum(whole), len(whole)),
+        "animal and hat": _share(read, expected, ("animal", "hat")),
+        "all attributes": _share(read[1::2], expected[1::2], tuple(scene.ATTRIBUTES)),
     }
 
 
@@ -153,19 +148,19 @@ def shares_of_two(read: Sequence[Words], expected: Sequence[Words]) -> dict[str,
     """
     right: Counter[str] = Counter()
     for r, e in zip(read, expected, strict=True):
-        same = {name: _both(r, [name]) == _both(e, [name]) for name in OWN}
+        same = {name: _both(r, [name]) == _both(e, [name]) for name in scene.OWN}
         right["objects"] += same["animal"] and same["hat"]
-        right["count"] += NOBODY not in (r["first_animal"], r["second_animal"])
+        right["count"] += scene.NOBODY not in (r["first_animal"], r["second_animal"])
         right["colours"] += same["fur"] and same["hat_color"]
         right["position"] += all(r[n] == e[n] for n in ("relation", "first_animal", "second_animal"))
-        right["binding"] += _both(r, OWN) == _both(e, OWN)
+        right["binding"] += _both(r, scene.OWN) == _both(e, scene.OWN)
         right["full scene"] += dict(r) == dict(e)
     return {name: proportion(number, len(expected)) for name, number in right.items()}
 
 
 def _both(words: Words, names: Iterable[str]) -> list[tuple[str, ...]]:
     """What the two critters are, in an order that does not depend on their positions."""
-    return sorted(tuple(words[f"{position}_{name}"] for name in names) for position in POSITIONS)
+    return sorted(tuple(words[f"{position}_{name}"] for name in names) for position in scene.POSITIONS)
 
 
 def reader_accuracy(
@@ -174,16 +169,12 @@ def reader_accuracy(
     """The reader's own accuracy on ``n`` fresh renders of all pairs, by attribute and together."""
     rendering = Critters(n, size, "all", seed, count=reader.count).render()
     read = reader.read(from_bytes(rendering.images))
-    expected = [words(scene) for scene in rendering.scenes]
-
-    def share(names: Sequence[str]) -> Interval:
-        right = [all(r[m] == e[m] for m in names) for r, e in zip(read, expected, strict=True)]
-        return proportion(sum(right), n)
-
-    scores = {name: share([name]) for name in reader.attributes}
+    expected = [scene.words(shown) for shown in rendering.scenes]
+    scores = {name: _share(read, expected, [name]) for name in reader.attributes}
     if reader.count == 2:
         return scores | shares_of_two(read, expected)
-    return scores | {"animal and hat": share(("animal", "hat")), "all attributes": share(tuple(ATTRIBUTES))}
+    together = {"animal and hat": ("animal", "hat"), "all attributes": tuple(scene.ATTRIBUTES)}
+    return scores | {what: _share(read, expected, names) for what, names in together.items()}
 
 
 @torch.no_grad()
@@ -197,7 +188,7 @@ def clip_accuracy(clip: "CLIP", n: int = 2048, seed: int = FRESH) -> dict[str, I
     rendering = Critters(n, split="all", seed=seed).render()
     x = from_bytes(rendering.images)
     found = torch.cat([clip.embed_images(part) for part in x.split(256)])  # (n, D)
-    expected = [words(critter) for critter in rendering.scenes]
+    expected = [scene.words(critter) for critter in rendering.scenes]
 
     def right(captions: Mapping[Any, str], names: Sequence[str]) -> list[bool]:
         nearest = (found @ clip.embed_captions(list(captions.values())).T).argmax(1).tolist()
@@ -205,12 +196,12 @@ def clip_accuracy(clip: "CLIP", n: int = 2048, seed: int = FRESH) -> dict[str, I
         return [values[i] == tuple(e[name] for name in names) for i, e in zip(nearest, expected, strict=True)]
 
     scores = {}
-    for name, values in ATTRIBUTES.items():
+    for name, values in scene.ATTRIBUTES.items():
         captions = {(value,): _ALONE[name].format(value) for value in values}
         scores[name] = proportion(sum(right(captions, [name])), n)
-    pairs = {(a, h): f"a {a} in a {h}" for a in ATTRIBUTES["animal"] for h in ATTRIBUTES["hat"]}
+    pairs = {(a, h): f"a {a} in a {h}" for a in scene.ATTRIBUTES["animal"] for h in scene.ATTRIBUTES["hat"]}
     both = right(pairs, ("animal", "hat"))
-    held_out = [ok for ok, e in zip(both, expected, strict=True) if (e["animal"], e["hat"]) in HELD_OUT]
+    held_out = [ok for ok, e in zip(both, expected, strict=True) if (e["animal"], e["hat"]) in scene.HELD_OUT]
     scores["animal and hat"] = proportion(sum(both), n)
     scores["held-out pairs"] = proportion(sum(held_out), len(held_out))
     return scores
@@ -251,16 +242,16 @@ def binding_accuracy(clip: "CLIP", n: int = 2048, seed: int = FRESH) -> dict[str
     x = from_bytes(rendering.images)
     kinds: dict[str, list[bool]] = {"full scene": []}
     for start in range(0, n, 256):
-        scenes = [s for s in rendering.scenes[start : start + 256] if isinstance(s, Scene)]
+        scenes = [s for s in rendering.scenes[start : start + 256] if isinstance(s, scene.Scene)]
         found = clip.embed_images(x[start : start + 256])
 
         def cosine(captions: list[str], found: Tensor = found) -> Tensor:
             return (found * clip.embed_captions(captions)).sum(1).cpu()
 
-        right = cosine([prompt(scene) for scene in scenes])
+        right = cosine([prompt(pair) for pair in scenes])
         whole = torch.ones(len(scenes), dtype=torch.bool)
-        for kind in EXCHANGES:
-            mixed = [exchange(scene, kind) for scene in scenes]
+        for kind in scene.EXCHANGES:
+            mixed = [scene.exchange(pair, kind) for pair in scenes]
             nearer = right > cosine([prompt(m or s) for m, s in zip(mixed, scenes, strict=True)])
             possible = torch.tensor([m is not None for m in mixed])
             kinds.setdefault(kind, []).extend(nearer[possible].tolist())

@@ -1,11 +1,14 @@
 """Endless, repeatable batches from captioned images held in memory."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from minidiff.pixels import from_bytes
 
@@ -18,7 +21,8 @@ class Batches:
 
     Args:
         images: (N, C, H, W) uint8; kept as bytes, turned into floats batch by batch.
-        caption: caption of image i in an epoch, ``caption(i, epoch)``, or a list of N captions.
+        caption: caption of image i in an epoch, ``caption(i, epoch)``, or a list of N captions (or labels,
+            or what else goes with an image).
         batch_size: images per batch, at most N.
         seed: of the shuffles.
         start: number of the first batch.
@@ -26,7 +30,7 @@ class Batches:
             :meth:`CLIP.loss <minidiff.text.CLIP.loss>`, which learns from such too.
 
     Yields:
-        (x0, captions): x0 (batch_size, C, H, W) float32 in [-1, 1], and a list of strings: first the
+        (x0, captions): x0 (batch_size, C, H, W) float32 in [-1, 1], and a list: first the
         captions of the images, then the negative ones there are.
 
     Raises:
@@ -36,7 +40,7 @@ class Batches:
     def __init__(
         self,
         images: Tensor,
-        caption: Callable[[int, int], str] | Sequence[str],
+        caption: Callable[[int, int], Any] | Sequence[Any],
         batch_size: int,
         *,
         seed: int = 0,
@@ -48,21 +52,50 @@ class Batches:
         self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
         self.caption = caption if callable(caption) else lambda index, epoch: caption[index]
         self.negative_caption = negative_caption or (lambda index, epoch: "")
+        self._epoch, self._order = -1, np.empty(0, int)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
-        per_epoch = len(self.images) // self.batch_size
-        order, shuffled = np.empty(0, int), -1
+    def __iter__(self) -> Iterator[tuple[Tensor, list[Any]]]:
         for k in itertools.count(self.start):
-            epoch, place = divmod(k, per_epoch)
-            if epoch != shuffled:
-                order, shuffled = (
-                    np.random.default_rng((self.seed, epoch)).permutation(len(self.images)),
-                    epoch,
-                )
-            indices = order[place * self.batch_size : (place + 1) * self.batch_size]
-            x0 = from_bytes(self.images[torch.from_numpy(indices)])
-            true, negative = (
-                [words(int(index), epoch) for index in indices]
-                for words in (self.caption, self.negative_caption)
-            )
-            yield x0, true + [caption for caption in negative if caption]
+            rows, captions = self.number(k)
+            yield from_bytes(self.images[rows]), captions
+
+    def number(self, k: int) -> tuple[Tensor, list[Any]]:
+        """Batch k: which images (batch_size,) int64, and their captions."""
+        epoch, place = divmod(k, len(self.images) // self.batch_size)
+        if epoch != self._epoch:
+            self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
+            self._epoch = epoch
+        rows = self._order[place * self.batch_size : (place + 1) * self.batch_size]
+        true = [self.caption(row, epoch) for row in rows.tolist()]
+        negative = [self.negative_caption(row, epoch) for row in rows.tolist()]
+        return torch.from_numpy(rows), true + [caption for caption in negative if caption]
+
+    def ahead(
+        self, read: Callable[[list[Any]], Any], numbers: Iterable[int], workers: int = 4
+    ) -> Iterator[tuple[Tensor, Any]]:
+        """The batches of these numbers, counted from ``start``, with captions that other processes have read
+        while the caller was busy; images come from where they are.
+
+        Args:
+            read: what to make of the captions of a batch, such as ``model.ids``.
+            numbers: which batches, in this order.
+            workers: processes, where the system can fork; else, or with 0, it is done in this one.
+        """
+        fork = workers > 0 and sys.platform == "linux"
+        loader = DataLoader(
+            _Read(self, read), batch_size=None, sampler=numbers,
+            num_workers=workers if fork else 0, multiprocessing_context="fork" if fork else None,
+        )  # fmt: skip
+        for rows, values in loader:
+            yield from_bytes(self.images[rows]), values
+
+
+class _Read(Dataset[tuple[Tensor, Any]]):
+    """Item k: which images are in batch k, and what was read of their captions."""
+
+    def __init__(self, batches: Batches, read: Callable[[list[Any]], Any]):
+        self.batches, self.read = batches, read
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Any]:
+        rows, captions = self.batches.number(self.batches.start + k)
+        return rows, self.read(captions)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from minidiff.files import StrPath
+
 CAPTIONS = (
     "a t-shirt", "a pair of trousers", "a pullover", "a dress", "a coat",
     "a sandal", "a shirt", "a sneaker", "a bag", "an ankle boot",
@@ -33,9 +35,7 @@ class CaptionedImages(NamedTuple):
     labels: Tensor
 
 
-def fashion_mnist(
-    root: str | os.PathLike[str] | None = None, *, train: bool = True, size: int = 32
-) -> CaptionedImages:
+def fashion_mnist(root: StrPath | None = None, *, train: bool = True, size: int = 32) -> CaptionedImages:
     """Fashion-MNIST, padded from 28x28 to a size that halves well.
 
     Looks in ``root`` (the four idx files there, gzipped or not, or torchvision's

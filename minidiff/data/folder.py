@@ -13,7 +13,6 @@ splits. Each has its own captions, or one file above them names ``train/cat.png`
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from minidiff.files import StrPath
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("text", "caption")
@@ -55,11 +56,7 @@ class FolderImages(NamedTuple):
 
 
 def captioned_folder(
-    folder: str | os.PathLike[str],
-    size: int = 64,
-    *,
-    split: str | None = None,
-    caption_column: str | None = None,
+    folder: StrPath, size: int = 64, *, split: str | None = None, caption_column: str | None = None
 ) -> FolderImages:
     """Pictures and captions of a folder, see above. Pictures are turned upright, cut to a centred square
     and scaled.
@@ -100,7 +97,7 @@ def captioned_folder(
     return FolderImages(torch.stack(images), captions, skipped, left)
 
 
-def folder_splits(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+def folder_splits(folder: StrPath) -> tuple[str, ...]:
     """The splits of a folder, "train" first; none if its folders are of another kind."""
     names = {path.name for path in Path(folder).iterdir() if path.is_dir()}
     return tuple(s for s in SPLITS if s in names) if "train" in names <= set(SPLITS) else ()

@@ -1,7 +1,6 @@
 """A diffusion model: a network, and what its inputs and outputs mean (chapter 3)."""
 
 import json
-import os
 import reprlib
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from minidiff.condition import Condition, Encoder, LabelEncoder
 from minidiff.denoiser.dit import DiT
 from minidiff.denoiser.mlp import MLP
 from minidiff.denoiser.unet import UNet
-from minidiff.files import fill_folder, first_line, load_weights, locate, weights
+from minidiff.files import StrPath, fill_folder, first_line, load_weights, locate, weights
 from minidiff.forward import SIGMA_DATA, NoiseLevel, Prediction, Target, broadcast, from_target
 from minidiff.schedule import Chain, Karras, Schedule, schedule_from_config
 
@@ -157,7 +156,7 @@ class Diffusion(nn.Module):
         out = self(x_t, level, condition)
         return from_target(out.to(x_t), x_t, level, self.target)
 
-    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(self, folder: StrPath, dtype: torch.dtype | None = None) -> None:
         """Write config.json, model.safetensors and, with a text encoder, its tokenizer.
 
         A new folder holds a whole model or none. In an old one the files are replaced one by one, each
@@ -190,7 +189,7 @@ class Diffusion(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        name: str | os.PathLike[str],
+        name: StrPath,
         device: torch.device | str | None = None,
         *,
         net: nn.Module | None = None,

@@ -4,16 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidiff.condition import Condition
-from minidiff.denoiser.layers import (
-    Attention,
-    Conditioning,
-    Embedding,
-    check_condition,
-    check_image,
-    condition_widths,
-    image_positions,
-    zero_init,
-)
+from minidiff.denoiser import layers
 
 
 class DiT(nn.Module):
@@ -45,7 +36,7 @@ class DiT(nn.Module):
         depth: int = 6,
         patch: int = 4,
         condition_dim: int | None = None,
-        conditioning: Conditioning = "both",
+        conditioning: layers.Conditioning = "both",
     ):
         super().__init__()
         if width % 64:
@@ -54,14 +45,14 @@ class DiT(nn.Module):
             "channels": channels, "width": width, "depth": depth, "patch": patch,
             "condition_dim": condition_dim, "conditioning": conditioning,
         }  # fmt: skip
-        pooled_dim, token_dim = condition_widths(condition_dim, conditioning, depth > 0)
+        pooled_dim, token_dim = layers.condition_widths(condition_dim, conditioning, depth > 0)
         self.channels, self.patch, self.condition_dim = channels, patch, condition_dim
-        self.embedding = Embedding(width, pooled_dim)
+        self.embedding = layers.Embedding(width, pooled_dim)
         self.first = nn.Linear(channels * patch**2, width)
         self.blocks = nn.ModuleList(TransformerBlock(width, token_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.scale_shift = zero_init(nn.Linear(width, 2 * width))
-        self.last = zero_init(nn.Linear(width, channels * patch**2))
+        self.scale_shift = layers.zero_init(nn.Linear(width, 2 * width))
+        self.last = layers.zero_init(nn.Linear(width, channels * patch**2))
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The raw output for noisy images.
@@ -77,13 +68,13 @@ class DiT(nn.Module):
         Raises:
             ValueError: the image does not have that shape, or the condition not that width.
         """
-        check_image(x, self.channels, self.patch)
-        check_condition(condition, self.condition_dim)
+        layers.check_image(x, self.channels, self.patch)
+        layers.check_condition(condition, self.condition_dim)
         embedding = self.embedding(t, condition)  # (B, width)
         patches = F.pixel_unshuffle(x, self.patch)  # (B, channels * patch², rows, columns)
         rows, columns = patches.shape[2:]
         h = self.first(patches.flatten(2).transpose(1, 2))  # (B, rows * columns, width)
-        h = h + image_positions(rows, columns, h.shape[2]).to(h)
+        h = h + layers.image_positions(rows, columns, h.shape[2], h.device).to(h)
         for block in self.blocks:
             h = block(h, embedding, condition)
         scale, shift = self.scale_shift(embedding)[:, None].chunk(2, dim=2)  # (B, 1, width)
@@ -98,11 +89,11 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
-        self.attention = Attention(width, condition_dim)
+        self.attention = layers.Attention(width, condition_dim)
         # Attention ends in a zero layer of its own; behind a closed gate it would never start to learn.
         nn.init.xavier_uniform_(self.attention.out.weight)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.modulation = zero_init(nn.Linear(width, 6 * width))
+        self.modulation = layers.zero_init(nn.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, embedding: Tensor, condition: Condition | None) -> Tensor:
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(embedding)[:, None].chunk(6, 2)

@@ -129,15 +129,15 @@ def zero_init(layer: Layer) -> Layer:
     return layer
 
 
-def image_positions(height: int, width: int, dim: int) -> Tensor:
+def image_positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Sine and cosine codes of the places of a grid, (height * width, dim) (Vaswani et al. 2017).
 
     Half of the numbers tell the row, half the column. They are computed for the grid at hand, so one
-    network takes images of any size.
+    network takes images of any size; on the device, since a recorded step may not bring anything there.
     """
-    frequencies = torch.exp(torch.linspace(0, -math.log(100), dim // 4))
-    rows = torch.arange(height)[:, None] * frequencies  # (height, dim/4)
-    columns = torch.arange(width)[:, None] * frequencies
+    frequencies = torch.exp(torch.linspace(0, -math.log(100), dim // 4, device=device))
+    rows = torch.arange(height, device=device)[:, None] * frequencies  # (height, dim/4)
+    columns = torch.arange(width, device=device)[:, None] * frequencies
     row_codes = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)
     column_codes = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, -1, -1)
     return torch.cat([row_codes, column_codes], dim=2).flatten(0, 1)

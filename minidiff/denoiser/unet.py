@@ -5,16 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidiff.condition import Condition
-from minidiff.denoiser.layers import (
-    Attention,
-    Conditioning,
-    Embedding,
-    check_condition,
-    check_image,
-    condition_widths,
-    image_positions,
-    zero_init,
-)
+from minidiff.denoiser import layers
 
 
 class UNet(nn.Module):
@@ -61,7 +52,7 @@ class UNet(nn.Module):
         patch: int = 4,
         attention: tuple[int, ...] = (1, 2),
         condition_dim: int | None = None,
-        conditioning: Conditioning = "both",
+        conditioning: layers.Conditioning = "both",
         positions: bool = False,
     ):
         super().__init__()
@@ -74,11 +65,11 @@ class UNet(nn.Module):
             "patch": patch, "attention": list(attention), "condition_dim": condition_dim,
             "conditioning": conditioning, "positions": positions,
         }  # fmt: skip
-        pooled_dim, token_dim = condition_widths(condition_dim, conditioning, bool(attention))
+        pooled_dim, token_dim = layers.condition_widths(condition_dim, conditioning, bool(attention))
         self.channels, self.patch, self.condition_dim = channels, patch, condition_dim
         self.positions = positions
         self.multiple = patch * 2 ** (len(multipliers) - 1)
-        self.embedding = Embedding(4 * width, pooled_dim)
+        self.embedding = layers.Embedding(4 * width, pooled_dim)
 
         def block(c_in: int, c_out: int, level: int) -> Block:
             return Block(c_in, c_out, 4 * width, level in attention, token_dim)
@@ -102,8 +93,8 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(nn.Conv2d(c, c, 3, padding=1))
         self.norm = nn.GroupNorm(8, c)
-        self.last = zero_init(nn.Conv2d(c, channels * patch**2, 3, padding=1))
-        self.shortcut = zero_init(nn.Linear(4 * width, channels))
+        self.last = layers.zero_init(nn.Conv2d(c, channels * patch**2, 3, padding=1))
+        self.shortcut = layers.zero_init(nn.Linear(4 * width, channels))
         self.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and GPU
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -120,14 +111,16 @@ class UNet(nn.Module):
         Raises:
             ValueError: the image does not have that shape, or the condition not that width.
         """
-        check_image(x, self.channels, self.multiple)
-        check_condition(condition, self.condition_dim)
+        layers.check_image(x, self.channels, self.multiple)
+        layers.check_condition(condition, self.condition_dim)
         embedding = self.embedding(t, condition)  # (B, 4 * width)
         shortcut = self.shortcut(embedding)[:, :, None, None] * x  # (B, channels, H, W)
         x = F.pixel_unshuffle(x, self.patch)  # (B, channels * patch², H / patch, W / patch)
         h = self.first(x.contiguous(memory_format=torch.channels_last))
         if self.positions:
-            codes = image_positions(h.shape[2], h.shape[3], h.shape[1])  # (H * W / patch², width)
+            codes = layers.image_positions(
+                h.shape[2], h.shape[3], h.shape[1], h.device
+            )  # (H W / patch², width)
             h = h + codes.T.unflatten(1, h.shape[2:]).to(h)
         skips = [h]
         for layer in self.down:
@@ -152,9 +145,9 @@ class Block(nn.Module):
         self.norm1, self.conv1 = nn.GroupNorm(8, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.scale_shift = nn.Linear(embedding_dim, 2 * c_out)
         self.norm2 = nn.GroupNorm(8, c_out)
-        self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.conv2 = layers.zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        self.attention = Attention(c_out, condition_dim) if attend else None
+        self.attention = layers.Attention(c_out, condition_dim) if attend else None
         self.attention_norm = nn.GroupNorm(8, c_out) if attend else None
 
     def forward(self, x: Tensor, embedding: Tensor, condition: Condition | None) -> Tensor:

@@ -14,24 +14,15 @@ One such model serves three times:
 """
 
 import copy
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoTokenizer,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    PreTrainedTokenizerBase,
-)
 
 from minidiff.device import has_bf16
-from minidiff.files import fill_folder, first_line, locate_pretrained, quiet_loading
+from minidiff.files import StrPath, fill_folder, first_line, locate_pretrained, quiet_loading
 from minidiff.text.encoder import TextEncoder
 from minidiff.text.tokens import word_tokenizer
 
@@ -48,8 +39,8 @@ class CLIP(nn.Module):
 
     def __init__(
         self,
-        model: CLIPModel,
-        tokenizer: PreTrainedTokenizerBase,
+        model: transformers.CLIPModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
     ):
@@ -91,18 +82,18 @@ class CLIP(nn.Module):
             raise ValueError(f"size = {size} is not a multiple of patch = {patch}")
         tokenizer = word_tokenizer(captions, max_length, end=True)
         width = {"hidden_size": dim, "intermediate_size": 4 * dim, "num_attention_heads": dim // 32}
-        text = CLIPTextConfig(
+        text = transformers.CLIPTextConfig(
             vocab_size=len(tokenizer), num_hidden_layers=text_layers, projection_dim=dim,
             max_position_embeddings=max_length, pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **width,
         )  # fmt: skip
-        image = CLIPVisionConfig(
+        image = transformers.CLIPVisionConfig(
             image_size=size, patch_size=patch, num_hidden_layers=image_layers, projection_dim=dim,
             **width,
         )  # fmt: skip
-        config = CLIPConfig(text_config=text, vision_config=image, projection_dim=dim)
+        config = transformers.CLIPConfig(text_config=text, vision_config=image, projection_dim=dim)
         config._attn_implementation = "eager"
-        return cls(CLIPModel(config), tokenizer)
+        return cls(transformers.CLIPModel(config), tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -176,7 +167,7 @@ class CLIP(nn.Module):
         text.frozen = frozen
         return text
 
-    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(self, folder: StrPath, dtype: torch.dtype | None = None) -> None:
         """Write the files that ``transformers`` reads as a CLIPModel with its tokenizer and processor.
 
         Args:
@@ -184,7 +175,7 @@ class CLIP(nn.Module):
             dtype: store weights so (torch.float16 halves the size); None as they are.
         """
         side = self.model.config.vision_config.image_size
-        processor = CLIPImageProcessor(
+        processor = transformers.CLIPImageProcessor(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side},
             image_mean=list(self.mean), image_std=list(self.std),
         )  # fmt: skip
@@ -195,9 +186,7 @@ class CLIP(nn.Module):
             processor.save_pretrained(scratch)
 
     @classmethod
-    def from_pretrained(
-        cls, name: str | os.PathLike[str], device: torch.device | str | None = None
-    ) -> "CLIP":
+    def from_pretrained(cls, name: StrPath, device: torch.device | str | None = None) -> "CLIP":
         """A trained CLIP, in eval mode, without gradients to its weights, in float32.
 
         Args:
@@ -209,14 +198,15 @@ class CLIP(nn.Module):
         Raises:
             FileNotFoundError: no such model.
         """
+        how = {"dtype": torch.float32, "attn_implementation": "eager"}
         try:
             place = locate_pretrained(name)
             with quiet_loading():
-                model = CLIPModel.from_pretrained(place, dtype=torch.float32, attn_implementation="eager")
-            tokenizer = AutoTokenizer.from_pretrained(place)
-            processor = CLIPImageProcessor.from_pretrained(place)
+                model = transformers.CLIPModel.from_pretrained(place, **how)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+            processor = transformers.CLIPImageProcessor.from_pretrained(place)
         except (OSError, ValueError) as error:
-            raise FileNotFoundError(f"no CLIP {os.fspath(name)!r}: {first_line(error)}") from error
+            raise FileNotFoundError(f"no CLIP {str(name)!r}: {first_line(error)}") from error
         clip = cls(model, tokenizer, processor.image_mean, processor.image_std)
         return clip.to(device or "cpu").eval().requires_grad_(False)
 

@@ -8,33 +8,18 @@ learn with the denoiser (:meth:`TextEncoder.from_captions`).
 """
 
 import json
-import os
 import reprlib
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_TEXT_ENCODING_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForTextEncoding,
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    CLIPModel,
-    CLIPTextModel,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
 from minidiff.condition import Condition
-from minidiff.files import first_line, locate_pretrained, quiet_loading
+from minidiff.files import StrPath, first_line, locate_pretrained, quiet_loading
 from minidiff.text.tokens import token_ids, word_tokenizer
 
 CACHE_BYTES = 256 * 2**20
@@ -60,8 +45,8 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        model: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
         max_length: int = 32,
         *,
         frozen: bool = False,
@@ -71,7 +56,7 @@ class TextEncoder(nn.Module):
             raise ValueError(f"{type(tokenizer).__name__} is a slow tokenizer: give its fast version")
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
         self.projection: nn.Linear | None = None  # see reduce
-        self._cache: OrderedDict[bytes, Tensor] = OrderedDict()  # what was read -> (T, D)
+        self._cache: dict[bytes, Tensor] = {}  # what was read -> (T, D)
         self._cache_bytes = 0
         self._frozen = False
         self.frozen = frozen
@@ -98,18 +83,18 @@ class TextEncoder(nn.Module):
         if dim % 32:
             raise ValueError(f"dim = {dim} is not a multiple of 32")
         tokenizer = word_tokenizer(captions, max_length)
-        config = BertConfig(
+        config = transformers.BertConfig(
             vocab_size=len(tokenizer), hidden_size=dim, num_hidden_layers=layers,
             num_attention_heads=dim // 32, intermediate_size=4 * dim, max_position_embeddings=max_length,
             type_vocab_size=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
             pad_token_id=tokenizer.pad_token_id,
             attn_implementation="eager",  # fused attention is slower here: a caption is a few tokens
         )  # fmt: skip
-        return cls(BertModel(config, add_pooling_layer=False), tokenizer, max_length)
+        return cls(transformers.BertModel(config, add_pooling_layer=False), tokenizer, max_length)
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], *, max_length: int | None = None, frozen: bool = True
+        cls, name: StrPath, *, max_length: int | None = None, frozen: bool = True
     ) -> "TextEncoder":
         """An encoder that has read more than our captions, as it was trained.
 
@@ -131,20 +116,20 @@ class TextEncoder(nn.Module):
         """
         place = locate_pretrained(name)
         try:
-            config = AutoConfig.from_pretrained(place)
-            tokenizer = AutoTokenizer.from_pretrained(place)
+            config = transformers.AutoConfig.from_pretrained(place)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
         except (OSError, ValueError, KeyError) as error:
-            raise FileNotFoundError(f"no text encoder {os.fspath(name)!r}: {first_line(error)}") from error
+            raise FileNotFoundError(f"no text encoder {str(name)!r}: {first_line(error)}") from error
         with quiet_loading():
             whole = _architecture(config, name).from_pretrained(
                 place, dtype=torch.float32, attn_implementation="eager"
             )
-        model = whole.text_model if isinstance(whole, CLIPModel) else whole
+        model = whole.text_model if isinstance(whole, transformers.CLIPModel) else whole
         most = min(tokenizer.model_max_length, _positions(model.config), 512)
         if max_length is None:
             max_length = most
         elif not 1 <= max_length <= most:
-            raise ValueError(f"max_length = {max_length}: {os.fspath(name)!r} takes 1 to {most} tokens")
+            raise ValueError(f"max_length = {max_length}: {str(name)!r} takes 1 to {most} tokens")
         return cls(_without_pooler(model), tokenizer, max_length, frozen=frozen)
 
     @property
@@ -240,9 +225,16 @@ class TextEncoder(nn.Module):
         """
         if not isinstance(ids, Tensor):
             raise ValueError(f"ids = {reprlib.repr(ids)} are no numbers: give encoder.ids(captions)")
-        tokens = self._frozen_states(ids) if self.frozen else self._states(ids)
+        device = next(self.model.parameters()).device
+        if self.frozen:
+            # The caller may compute in bfloat16 or want gradients: what is read must not depend on it. On a
+            # GPU to read once more is quicker than to look up, and can be recorded as a part of a step.
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                tokens = self._remembered(ids) if device.type == "cpu" else self._states(ids)
+        else:
+            tokens = self._states(ids)
         mask = (ids >= 0).to(tokens.device)
-        if isinstance(self.model, CLIPTextModel):
+        if isinstance(self.model, transformers.CLIPTextModel):
             position = torch.arange(mask.shape[1], device=mask.device)
             last = (mask * position).argmax(dim=1)  # (B,)
             pooled = tokens[torch.arange(len(tokens), device=mask.device), last]
@@ -260,31 +252,24 @@ class TextEncoder(nn.Module):
         states: Tensor = out.last_hidden_state
         return states if self.projection is None else self.projection(states)
 
-    def _frozen_states(self, ids: Tensor) -> Tensor:
-        """The same without gradients; what was read before is looked up."""
+    def _remembered(self, ids: Tensor) -> Tensor:
+        """The same for a frozen encoder; what was read before is looked up."""
         ids = ids.cpu()
         lengths = (ids >= 0).mul(torch.arange(1, ids.shape[1] + 1)).amax(1)  # up to the last token read
         keys = [row[:length].numpy().tobytes() for row, length in zip(ids, lengths, strict=True)]
         new = {key: i for i, key in enumerate(keys) if key not in self._cache}
         found = {key: self._cache[key] for key in keys if key in self._cache}
         if new:
-            device = next(self.model.parameters()).device
-            # The caller may compute in bfloat16 or want gradients; what is kept must not depend on it.
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                states = self._states(ids[list(new.values())])
+            states = self._states(ids[list(new.values())])
             for key, state in zip(new, states, strict=True):
-                found[key] = state[: len(key) // 8].clone()  # 8 bytes a token
-                self._keep(key, found[key])
+                found[key] = state = state[: len(key) // 8].clone()  # 8 bytes a token
+                if self._cache_bytes + state.nbytes > CACHE_BYTES:
+                    self._forget()
+                self._cache[key] = state
+                self._cache_bytes += state.nbytes
         states = nn.utils.rnn.pad_sequence([found[key] for key in keys], batch_first=True)
         # Shorter than the batch if the longest caption ends in words that are not read.
         return F.pad(states, (0, 0, 0, ids.shape[1] - states.shape[1]))
-
-    def _keep(self, key: bytes, states: Tensor) -> None:
-        """Remember ``states``; forget the oldest when there is too much."""
-        self._cache[key] = states
-        self._cache_bytes += states.nbytes
-        while self._cache_bytes > CACHE_BYTES:
-            self._cache_bytes -= self._cache.popitem(last=False)[1].nbytes
 
     def _forget(self) -> None:
         self._cache.clear()
@@ -308,17 +293,17 @@ class TextEncoder(nn.Module):
             "model": json.loads(self.model.config.to_json_string()),
         }
 
-    def save_tokenizer(self, folder: str | os.PathLike[str]) -> None:
+    def save_tokenizer(self, folder: StrPath) -> None:
         """Write the tokenizer's files (JSON) into ``folder``."""
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], folder: str | os.PathLike[str]) -> "TextEncoder":
+    def from_config(cls, config: dict[str, Any], folder: StrPath) -> "TextEncoder":
         """The encoder that :meth:`config` described, with the tokenizer in ``folder``, untrained."""
         settings = dict(config["model"])
-        model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        model_config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
         model = _architecture(model_config, folder).from_config(model_config, attn_implementation="eager")
-        tokenizer = AutoTokenizer.from_pretrained(Path(folder))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(Path(folder))
         frozen = config.get("frozen", False)  # not in files of the first version
         encoder = cls(_without_pooler(model), tokenizer, config["max_length"], frozen=frozen)
         if dim := config.get("reduced_to"):
@@ -326,28 +311,28 @@ class TextEncoder(nn.Module):
         return encoder
 
 
-def _architecture(config: PretrainedConfig, name: str | os.PathLike[str]) -> Any:
+def _architecture(config: transformers.PretrainedConfig, name: StrPath) -> Any:
     """The class that holds the text encoder of a model with this configuration."""
     if config.model_type == "clip":  # both towers
-        return CLIPModel
-    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
-        return AutoModelForTextEncoding
+        return transformers.CLIPModel
+    if type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
+        return transformers.AutoModelForTextEncoding
     if config.is_encoder_decoder or not (hasattr(config, "vocab_size") and hasattr(config, "hidden_size")):
         raise ValueError(
-            f"{os.fspath(name)!r} is a {config.model_type!r} model, not a text encoder: "
+            f"{str(name)!r} is a {config.model_type!r} model, not a text encoder: "
             "use one of CLIP, T5 or BERT's kind"
         )
-    return AutoModel
+    return transformers.AutoModel
 
 
-def _without_pooler(model: PreTrainedModel) -> PreTrainedModel:
+def _without_pooler(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     """BERT's head for classification is not used: the pooled vector is made from the token states."""
     if hasattr(model, "pooler"):
         model.pooler = None
     return model
 
 
-def _positions(config: PretrainedConfig) -> int:
+def _positions(config: transformers.PretrainedConfig) -> int:
     """The longest sequence the model has positions for; T5, which counts distances, has no limit."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
