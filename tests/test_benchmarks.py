@@ -1,19 +1,21 @@
 """The benchmarks run, and the book shows what they wrote."""
 
 import json
-import sys
+import math
+import subprocess
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
+import benchmarks.__main__ as everything
 import minidiff as md
+from benchmarks import PARTS, common, overhead, samplers, tables, training, weight
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import samplers  # noqa: E402
-
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of diffusers and NumPy
 
 
@@ -53,3 +55,227 @@ def test_the_page_shows_the_file():
     for problem in samplers.problems():
         for what in ("mean", "median"):
             assert samplers.table(found, problem, what) in page
+
+
+# --- what the parts share -------------------------------------------------------------------------
+
+
+class Clock:
+    """Stands still, but for what `call` takes."""
+
+    def __init__(self):
+        self.now, self.called = 0.0, []
+
+    def __call__(self):
+        return self.now
+
+    def call(self, name, *seconds):
+        """A function that takes so long: the first time, the second time, ..., and from then on the last."""
+
+        def wait():
+            self.now += seconds[min(self.called.count(name), len(seconds) - 1)]
+            self.called.append(name)
+
+        return wait
+
+
+def test_contenders_run_in_turn_after_a_call_that_does_not_count():
+    clock = Clock()
+    calls = {"a": clock.call("a", 100.0, 1.0), "b": clock.call("b", 100.0, 3.0)}
+    took = common.in_turn(calls, rounds=2, seconds=2.0, clock=clock)
+    assert "".join(clock.called) == "ab" + "aab" * 2
+    assert took == {"a": [1.0, 1.0], "b": [3.0, 3.0]}
+
+
+def test_a_slow_spell_is_told_apart_from_the_rest():
+    clock = Clock()
+    (took,) = common.in_turn({"a": clock.call("a", 1, 1, 9, 2)}, rounds=3, seconds=0.0, clock=clock).values()
+    assert took == [1, 9, 2]
+    assert common.spread(took) == {"min": 1.0, "median": 2.0, "max": 9.0, "runs": [1.0, 9.0, 2.0]}
+    with pytest.raises(ValueError, match="rounds = 0"):
+        common.in_turn({}, rounds=0)
+
+
+def test_a_record_says_how_it_was_made_and_what_was_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["somewhere/training.py", "--rounds", "7"])
+    result = {"rows": [1], "skipped": ["azula is not installed"]}
+    file = common.record("training", lambda rounds: result | {"rounds": rounds}, tmp_path, rounds=7)
+    written = json.loads(file.read_text())
+    assert "left out: azula is not installed" in capsys.readouterr().out
+    assert written["rows"] == [1]
+    assert written["rounds"] == 7
+    assert written["made_by"]["command"] == "python -m benchmarks.training --rounds 7"
+    assert written["made_by"]["machine"]["torch"] == torch.__version__
+    assert written["made_by"]["versions"]["diffusers"] == find_version("diffusers")
+
+
+def find_version(name):
+    (line,) = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if x.startswith(f"{name}==")]
+    return line.partition("==")[2]
+
+
+def test_all_parts_run_one_after_the_other(monkeypatch):
+    ran = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command[1:]))
+    monkeypatch.setattr(everything, "write_tables", lambda: ran.append("tables"))
+    everything.main()
+    assert ran == [*(["-m", f"benchmarks.{part}"] for part in PARTS), "tables"]
+    assert all(find_spec(f"benchmarks.{part}") for part in PARTS)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="these are figures of the CPU")
+
+
+def recorded(part, folder, **settings):
+    """What a part writes when it is run in small."""
+    return json.loads(common.record(part.__name__.split(".")[1], part.run, folder, **settings).read_text())
+
+
+def tiny(folder):
+    return recorded(training, folder, sizes=(32,), batch=2, rounds=1, seconds=0.0, images=8)
+
+
+def check(found, libraries):
+    rows = {row["name"]: row for row in found["rows"]}
+    assert {row["library"] for row in found["rows"]} == {"minidiff", *libraries}
+    assert rows["minidiff"]["ours_is_faster"]["runs"] == [1.0]
+    for row in rows.values():
+        assert math.isfinite(row["loss"]["first"])
+        assert row["steps"] == 2
+        if row["our_network"]:
+            assert row["parameters"] == rows["minidiff"]["parameters"]
+        else:
+            assert 3e6 < row["parameters"] < 5e6, row["name"]  # what the page says
+    assert training.table(found).count("\n| ") == len(rows) + 2
+
+
+@pytest.mark.slow
+@on_cpu
+def test_training_runs_without_the_other_libraries(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "installed", lambda library: library == "diffusers")
+    found = tiny(tmp_path)
+    check(found, {"diffusers"})
+    for library in set(common.PEERS) - {"diffusers"}:
+        assert f"{library} is not installed" in found["skipped"]
+
+
+@pytest.mark.slow
+@on_cpu
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # theirs
+def test_training_runs_with_all_libraries(tmp_path):
+    missing = [library for library in common.PEERS if not common.installed(library)]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)} (make bench installs them)")
+    check(tiny(tmp_path), set(common.PEERS))
+
+
+@pytest.mark.slow
+@on_cpu
+@pytest.mark.parametrize("start", [training.minidiff_run, training.diffusers_run])
+def test_the_precision_that_is_asked_for_is_computed_in(start):
+    task, ours = training.Task(32, 2, 8), start is training.minidiff_run
+    for dtype, asked in (("bfloat16", "bf16" if ours else True), ("float32", "fp32" if ours else False)):
+        running = start(task, asked)
+        seen = training.watch(running.net)
+        running.step()
+        assert seen == [dtype]
+
+
+def test_our_network_is_told_the_time_of_the_level():
+    level = md.Cosine()(torch.linspace(0.01, 0.99, 9, dtype=torch.float64))
+    found = training.OurNetwork.time(level.sigma / level.alpha)
+    torch.testing.assert_close(found, level.t, atol=0.01, rtol=0)
+
+
+def test_figures_of_the_cpu_are_not_taken_where_there_is_an_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="hide it"):
+        training.run()
+
+
+# --- what a sampler costs -------------------------------------------------------------------------
+
+
+def test_a_run_around_a_stored_answer_ends_there():
+    """So it is a whole run: the last step goes to the clean sample."""
+    x, answer = torch.randn(2, 1, 3, 16, 16)
+    for name in overhead.SAMPLERS:
+        net = overhead.Stored(answer)
+        torch.testing.assert_close(overhead.ours(name, net, x, 5)(), answer.double())
+
+
+@pytest.mark.slow
+def test_overhead_runs_and_counts_calls(tmp_path):
+    found = recorded(overhead, tmp_path, steps=4, batch=1, size=16, rounds=1, seconds=0.0)
+    calls = {(row["library"], row["sampler"]): row["calls_per_step"] for row in found["rows"]}
+    assert calls.pop(("minidiff", "heun")) == 6 / 4  # two a step, one at the first and the last
+    assert calls.pop(("diffusers", "Heun")) == 7 / 4  # two a step, one at the last
+    assert set(calls.values()) == {1.0}
+    assert {library for library, _ in calls} == {"minidiff", "diffusers"}
+    assert overhead.table(found).count("\n| ") == len(found["rows"]) + 1
+
+
+# --- weight ---------------------------------------------------------------------------------------
+
+
+def test_files_and_needs_of_a_package():
+    shipped = {file.name: size for file, size in weight.files("minidiff").items() if "critters" in file.parts}
+    assert shipped["model.safetensors"] > 1e6
+    assert not any(name.endswith(".pyc") for name in shipped)
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert weight.needed("minidiff", deep=False) == {Requirement(line).name for line in listed}
+    assert weight.needed("minidiff") > {"torch", "sympy"}  # sympy by way of torch
+    assert "torch" not in weight.needed("diffusers")
+    assert "torch" in weight.needed("diffusers", weight.EXTRAS["diffusers"])
+
+
+def test_a_module_of_one_file_does_not_weigh_as_the_folder_it_lies_in():
+    assert sum(weight.files("typing_extensions").values()) < 1e6
+
+
+@pytest.mark.slow
+def test_weight_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(weight, "installed", lambda library: False)
+    found = recorded(weight, tmp_path, rounds=1, names=("minidiff", "azula"))
+    (row,) = found["rows"]
+    assert 0 < row["python_bytes"] < row["bytes"] < row["all_bytes"] < found["environment"]["bytes"]
+    assert found["skipped"] == ["azula is not installed"]
+    assert weight.table(found).count("\n| ") == 2
+
+
+# --- what was written -----------------------------------------------------------------------------
+
+
+def test_the_tables_are_those_of_the_result_files():
+    found = tables.results()
+    assert set(found) == set(tables.PARTS)
+    assert tables.page(tables.PAGE.read_text(), found) == tables.PAGE.read_text()
+    readme = tables.README.read_text()
+    assert tables.fill(readme, "bench", tables.summary(found)) == readme
+
+
+def test_a_page_without_a_place_is_named():
+    with pytest.raises(ValueError, match="<!-- bench -->"):
+        tables.fill("no place\n", "bench", "")
+
+
+def spreads(value):
+    if isinstance(value, dict):
+        yield from [value] if "runs" in value else [s for inner in value.values() for s in spreads(inner)]
+    if isinstance(value, list):
+        yield from (s for inner in value for s in spreads(inner))
+
+
+@pytest.mark.parametrize("part", tables.PARTS)
+def test_every_figure_is_of_five_runs_and_more(part):
+    text = (common.RESULTS / f"{part}.json").read_text()
+    found = list(spreads(json.loads(text)))
+    assert found
+    for figure in found:
+        assert len(figure["runs"]) >= 5
+        assert (
+            figure["min"] == min(figure["runs"]) <= figure["median"] <= max(figure["runs"]) == figure["max"]
+        )
+    assert str(ROOT) not in text
