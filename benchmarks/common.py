@@ -126,6 +126,8 @@ def record(part: str, run: Callable[..., dict[str, Any]], folder: Path = RESULTS
         The file.
     """
     busy = psutil.cpu_percent(interval=1.0)
+    if busy > 20:
+        print(f"{part}: other programs keep the processor {busy:.0f} % busy, so the figures will scatter")
     result = run(**settings)
     for line in result.get("skipped", ()):
         print(f"left out: {line}")
