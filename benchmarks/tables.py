@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import PEERS, RESULTS, markdown, show
+from benchmarks.common import RESULTS, markdown, show
 from minidiff.files import write_whole
 
 ROOT = Path(__file__).parents[1]
@@ -51,25 +51,21 @@ def page(text: str, found: Mapping[str, Any]) -> str:
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """The table of the README: a line for each library, from ``training`` and ``weight``."""
+    """The table of the README: from ``training`` every network in the loop of its own library, and from
+    ``weight`` what its library weighs."""
     training = {(row["name"], row["size"]): row for row in found["training"]["rows"]}
     weight = {row["library"]: row for row in found["weight"]["rows"]}
-    sizes = sorted({size for _, size in training})
-    header = ["", *[f"images/s at {size}×{size}" for size in sizes], "seconds to import", "MB"]
+    own = [row for row in found["training"]["rows"] if row["our_network"] == (row["library"] == "minidiff")]
+    sizes = sorted({row["size"] for row in own})
+    header = [
+        "", "computes in", *[f"images/s at {size}×{size}" for size in sizes], "seconds to import", "MB"
+    ]  # fmt: skip
     rows = []
-    for library in ("minidiff", *PEERS):
-        speeds = [training.get((library, size)) for size in sizes]
-        heavy = weight.get(library)
-        if heavy is None and not any(speeds):
-            continue
-        rows.append(
-            [
-                library,
-                *["–" if row is None else show(row["images_per_s"]) for row in speeds],
-                "–" if heavy is None else show(heavy["seconds"]),
-                "–" if heavy is None else f"{heavy['bytes'] / 1e6:.1f}",
-            ]
-        )
+    for name, dtype in dict.fromkeys((row["name"], row["computes_in"]) for row in own):
+        speeds = [show(training[name, size]["images_per_s"]) for size in sizes]
+        heavy = weight.get(name)
+        weighs = ["", ""] if heavy is None else [show(heavy["seconds"]), f"{heavy['bytes'] / 1e6:.1f}"]
+        rows.append([name, dtype, *speeds, *weighs])
     on = found["training"]["made_by"]["machine"]
     return (
         markdown(header, rows)

@@ -12,6 +12,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from benchmarks.common import PEERS, ROUNDS, in_turn, installed, markdown, recor
 from minidiff.critters import ATTRIBUTES
 from minidiff.data import Batches
 from minidiff.device import has_bf16
-from minidiff.recipes import Recipe, get_recipe
+from minidiff.recipes import Recipe, Source, get_recipe
 
 CPU = torch.device("cpu")
 FOREVER = 10**6  # more steps than any round takes
@@ -47,10 +48,14 @@ class Task:
         """Ours. Each contender that asks gets an untrained network of its own."""
         return get_recipe("critters", size=self.size, images=self.images)
 
-    def batches(self) -> Iterator[tuple[Tensor, list[str]]]:
+    @cached_property
+    def source(self) -> Source:
+        """The drawings and captions, made once for all contenders."""
+        return self.recipe().source
+
+    def batches(self) -> Batches:
         """Images (B, 3, H, W) in [-1, 1] and their captions, without end."""
-        source = self.recipe().source
-        return iter(Batches(source.images, source.caption, self.batch))
+        return Batches(self.source.images, self.source.caption, self.batch)
 
     def encoded(self) -> Iterator[tuple[Tensor, md.Condition]]:
         """The same, with captions as states of the recipe's text encoder, which is frozen. They are made
@@ -111,10 +116,10 @@ class Contender:
 def minidiff_run(task: Task, precision: Any = "auto") -> Running:
     """The recipe as ``minidiff train critters`` runs it, with this task's batch size."""
     recipe = task.recipe()
-    batches = Batches(recipe.source.images, recipe.source.caption, task.batch)
     steps = md.train(
-        recipe.model, batches, FOREVER, lr=recipe.lr, weighting=recipe.weighting, precision=precision
-    )
+        recipe.model, task.batches(), FOREVER,
+        lr=recipe.lr, weighting=recipe.weighting, precision=precision,
+    )  # fmt: skip
     return Running(recipe.model.net, (step.loss for step in steps))
 
 
