@@ -237,8 +237,8 @@ def dpmpp_2m(
 def adams(denoise: Denoiser, x: Tensor, levels: Sequence[NoiseLevel], *, order: int = 3) -> Iterator[State]:
     """Adams' predictor and corrector in alpha: third order at one call a step.
 
-    On the probability-flow ODE d(x/sigma) = x0 d(alpha/sigma) (Lu et al. 2022b, eq. 8), so a step needs the
-    mean of x0 over alpha/sigma. As in DEIS (Zhang & Chen 2023, eq. 13-15) it is that of a polynomial through
+    On the probability-flow ODE d(x/sigma) = x0 d(alpha/sigma) (Lu et al. 2022b, proposition 4.1), so a step
+    needs the mean of x0 over alpha/sigma. As in DEIS (Zhang & Chen 2023) it is that of a polynomial through
     the last guesses. A new guess first makes the step that led to it again, now that both of its ends are
     known, and then the next one: the corrector of UniPC (Zhao et al. 2023, algorithm 1), which costs no call.
 
