@@ -139,9 +139,13 @@ def record(part: str, run: Callable[..., dict[str, Any]], folder: Path = RESULTS
         "versions": {"minidiff": version("minidiff")}
         | {name: version(name) for name in PEERS if installed(name)},
     }
-    file = folder / f"{part}.json"
+    return write_json(folder / f"{part}.json", {"made_by": made_by, **result})
+
+
+def write_json(file: Path, values: object) -> Path:
+    """Write a result file, whole or not at all; the file is given back."""
     with write_whole(file) as unfinished:
-        unfinished.write_text(json.dumps({"made_by": made_by, **result}, indent=1) + "\n")
+        unfinished.write_text(json.dumps(values, indent=1) + "\n")
     return file
 
 

@@ -1,6 +1,6 @@
 """What a GPU makes of minidiff, in less than ten minutes and whatever happens on the way.
 
-    python benchmarks/gpu.py FOLDER [--limit 540]
+    python -m benchmarks.gpu FOLDER [--limit 540]
 
 The parts run one after the other, each in a process of its own that is stopped when its time is over, and
 each leaves its numbers in FOLDER as they come; ``gpu.json`` gathers them. Nothing is fetched from anywhere.
@@ -30,11 +30,11 @@ from unittest import mock
 import torch
 
 import minidiff as md
+from benchmarks.common import spread, write_json
 from minidiff import critters, training
 from minidiff.critters.reader import READERS
 from minidiff.data import Batches
 from minidiff.device import bytes_on_device, has_bf16
-from minidiff.files import write_whole
 from minidiff.fit import fit
 from minidiff.recipes import Recipe, get_recipe
 from minidiff.training import processes
@@ -67,12 +67,6 @@ class Part:
         """Write what is known so far."""
         self.found |= numbers
         write_json(self.folder / f"{self.name}.json", self.found)
-
-
-def write_json(path: Path, values: object) -> None:
-    """Write JSON, whole or not at all."""
-    with write_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def synchronize() -> None:
@@ -136,12 +130,6 @@ def rates(part: Part) -> None:
                 if found
             ]
             part.keep(rates=table, peak_memory_MB=peak_memory())
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Least, median and most."""
-    ordered = sorted(values)
-    return {"min": ordered[0], "median": ordered[len(ordered) // 2], "max": ordered[-1], "n": len(ordered)}
 
 
 def peak_memory() -> int | None:
@@ -272,14 +260,14 @@ def main() -> None:
     started = time.monotonic()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     gathered: dict[str, Any] = {
-        "made_by": {"command": "python benchmarks/gpu.py", "torch": torch.__version__, "device": device},
+        "made_by": {"command": "python -m benchmarks.gpu", "torch": torch.__version__, "device": device},
         "tiny": arguments.tiny,
     }
     names = list(SHARES)
     for number, name in enumerate(names):
         left = arguments.limit - (time.monotonic() - started)
         seconds = left * SHARES[name] / sum(SHARES[later] for later in names[number:])
-        command = [sys.executable, str(Path(__file__).resolve()), str(folder), "--part", name]
+        command = [sys.executable, "-m", "benchmarks.gpu", str(folder.resolve()), "--part", name]
         command += ["--limit", f"{seconds:.0f}", *(["--tiny"] if arguments.tiny else [])]
         env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         begun = time.monotonic()

@@ -1,7 +1,5 @@
 """How far from the exact answer does a sampler end, after so many calls? Ours and those of ``diffusers``.
 
-    python benchmarks/samplers.py
-
 All start from the same points of noise and ask the same denoiser, that of a Gaussian mixture, which is known
 exactly. The right end of each path is where the probability-flow ODE leads, solved in 3,000 steps of Heun's
 method. What is measured is the distance to it: its mean over 2,000 points, and its median, since a few points
@@ -12,25 +10,18 @@ calls that "trailing"). Their other spacings start from the largest sigma of the
 sends to infinity, and give nan there.
 """
 
-import json
-import platform
-import re
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import minidiff as md
+from benchmarks.common import markdown, record, under
 from minidiff.data import points
 from minidiff.exact import GaussianMixture
-from minidiff.files import write_whole
 
-RESULTS = Path(__file__).with_name("results")
-PAGE = Path(__file__).parents[1] / "book" / "benchmarks.md"
 CALLS = (4, 6, 8, 10, 15, 20, 50)
 SCHEDULE = md.Cosine()
 OURS: dict[str, Callable[..., Any]] = {"DDIM": md.ddim, "DPM-Solver++ 2M": md.dpmpp_2m, "Adams": md.adams}
@@ -94,43 +85,34 @@ def run(n: int = 2000, calls: tuple[int, ...] = CALLS, fine: int = 3000) -> dict
                 "mean": [round(error.mean().item(), 5) for error in errors],
                 "median": [round(error.median().item(), 5) for error in errors],
             })  # fmt: skip
-    import diffusers
-
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    made_by = {"command": "python benchmarks/samplers.py", **versions, "machine": platform.machine()}
-    return {"made_by": made_by, "date": time.strftime("%Y-%m-%d"), "points": n, "rows": rows}
+    return {"settings": {"points": n, "calls": list(calls), "fine": fine}, "rows": rows}
 
 
-def table(found: dict[str, Any], problem: str, what: str = "mean") -> str:
-    """The errors of one problem in Markdown; the best of each column in bold."""
-    rows = [row for row in found["rows"] if row["problem"] == problem]
-    calls = rows[0]["calls"]
-    lines = [f"| {problem}: {what} error after calls | " + " | ".join(map(str, calls)) + " |"]
-    lines.append("|---" * (len(calls) + 1) + "|")
+def errors(result: Mapping[str, Any], problem: str, what: str) -> str:
+    """The "mean" or "median" errors of one problem in Markdown; the best of each column in bold."""
+    rows = [row for row in result["rows"] if row["problem"] == problem]
+    calls = result["settings"]["calls"]
     best = [min(row[what][i] for row in rows) for i in range(len(calls))]
-    for row in rows:
-        cells = [
-            f"**{value:.3f}**" if value == best[i] else f"{value:.3f}" for i, value in enumerate(row[what])
+    lines = [
+        [
+            f"{row['library']}: {row['sampler']}",
+            *(f"**{v:.3f}**" if v == b else f"{v:.3f}" for v, b in zip(row[what], best, strict=True)),
         ]
-        lines.append(f"| {row['library']}: {row['sampler']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        for row in rows
+    ]
+    return markdown([f"{problem}: {what} error after calls", *map(str, calls)], lines)
 
 
-def write_page(found: dict[str, Any]) -> None:
-    """Put the tables into the book's page, between its marks."""
-    names = {row["problem"]: None for row in found["rows"]}
-    tables = "\n\n".join(table(found, problem, what) for problem in names for what in ("mean", "median"))
-    before, _, after = re.split(r"(<!-- samplers -->\n.*?<!-- end -->)", PAGE.read_text(), flags=re.DOTALL)
-    with write_whole(PAGE) as unfinished:
-        unfinished.write_text(f"{before}<!-- samplers -->\n{tables}\n<!-- end -->{after}")
+def table(result: Mapping[str, Any]) -> str:
+    """Mean and median errors of all problems."""
+    names = dict.fromkeys(row["problem"] for row in result["rows"])
+    parts = [errors(result, problem, what) for problem in names for what in ("mean", "median")]
+    return "\n".join([*parts, f"{result['settings']['points']} points. " + under(result)])
 
 
 def main() -> None:
-    """Measure, and write the file and the page."""
-    found = run()
-    with write_whole(RESULTS / "samplers.json") as unfinished:
-        unfinished.write_text(json.dumps(found, indent=1) + "\n")
-    write_page(found)
+    """Run and write the file."""
+    print(record("samplers", run))
 
 
 if __name__ == "__main__":

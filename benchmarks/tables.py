@@ -12,13 +12,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks import PARTS
 from benchmarks.common import RESULTS, markdown, show
 from minidiff.files import write_whole
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "book" / "benchmarks.md", ROOT / "README.md"
-PARTS = ("training", "overhead", "weight")
-"""The parts with a place on the page; :mod:`~benchmarks.samplers` fills its own."""
 
 
 def results(folder: Path = RESULTS) -> dict[str, Any]:

@@ -33,7 +33,10 @@ CaptionColumn = Annotated[str | None, typer.Option(help="Column of a folder's me
 Sampler = Annotated[str, typer.Option(help="dpmpp_2m, adams, heun, ddim or ddpm.")]
 SamplingSteps = Annotated[int, typer.Option(min=1, help="Sampling steps.")]
 Guidance = Annotated[float, typer.Option(help="Guidance scale; 1 is none.")]
-Interval = Annotated[tuple[float, float], typer.Option(metavar="LOW HIGH", help="Times when guidance acts.")]
+Interval = Annotated[
+    tuple[float, float],
+    typer.Option(metavar="LOW HIGH", help="Times, 0 data to 1 noise, when guidance acts."),
+]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

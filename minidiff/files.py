@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 StrPath = str | os.PathLike[str]
+"""What names a file or folder: a string or a path."""
 SHIPPED = Path(__file__).parent / "checkpoints"
 """The models that come with minidiff, a folder each."""
 

@@ -80,7 +80,11 @@ def saved_steps(folder: StrPath) -> int:
 
 def saved_part(folder: StrPath, part: str) -> dict[str, Tensor]:
     """What ``training.safetensors`` holds of the "model", as the optimizer left it, of its average, "ema", or
-    of the "optimizer", by name."""
+    of the "optimizer", by name.
+
+    Raises:
+        FileNotFoundError: there is no such file in ``folder``.
+    """
     with safe_open(Path(folder) / "training.safetensors", framework="pt") as handle:
         names = [name for name in handle.keys() if name.startswith(f"{part}.")]  # noqa: SIM118
         return {name.removeprefix(f"{part}."): handle.get_tensor(name) for name in names}

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_script_for_a_gpu_runs_whole(tmp_path):
     """In small, each part in a process of its own; every part leaves its numbers and its model."""
-    command = [sys.executable, "benchmarks/gpu.py", str(tmp_path), "--tiny", "--limit", "280"]
+    command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--tiny", "--limit", "280"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290, check=True, env=env)
     found = json.loads((tmp_path / "gpu.json").read_text())
@@ -30,7 +30,7 @@ def test_the_script_for_a_gpu_runs_whole(tmp_path):
 
 
 def test_a_part_that_takes_too_long_is_stopped_and_the_next_one_runs(tmp_path):
-    command = [sys.executable, "benchmarks/gpu.py", str(tmp_path), "--tiny", "--limit", "0.5"]
+    command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--tiny", "--limit", "0.5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=True,
                           env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
     found = json.loads((tmp_path / "gpu.json").read_text())
