@@ -260,8 +260,7 @@ def spreads(value):
         yield from (s for inner in value for s in spreads(inner))
 
 
-# Of weight there is one round so far; its table says so.
-@pytest.mark.parametrize("part", [part for part in PARTS if part not in ("samplers", "weight")])
+@pytest.mark.parametrize("part", [part for part in PARTS if part != "samplers"])
 def test_every_figure_is_of_five_runs_and_more(part):
     text = (common.RESULTS / f"{part}.json").read_text()
     found = list(spreads(json.loads(text)))
