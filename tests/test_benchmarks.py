@@ -271,3 +271,25 @@ def test_every_figure_is_of_five_runs_and_more(part):
             figure["min"] == min(figure["runs"]) <= figure["median"] <= max(figure["runs"]) == figure["max"]
         )
     assert str(ROOT) not in text
+
+
+def test_the_page_of_records_says_what_the_logs_say():
+    """Each log is named on the page, with its commands, its time and its shares; and it reached the bar."""
+    page = (ROOT / "book/records.md").read_text()
+    logs = sorted((ROOT / "benchmarks/records").glob("*.json"))
+    assert logs
+    for file in logs:
+        log = json.loads(file.read_text())
+        minutes, seconds = divmod(log["seconds_to_train"], 60)
+        shares = [score for score in log["scores"].values() if score["unit"] == "%"]
+        assert shares
+        for text in (
+            f"records/{file.name}",
+            log["train"],
+            log["evaluate"],
+            f"{minutes}:{seconds:02d}",
+            *(f"{100 * score['value']:.1f} %" for score in shares),
+        ):
+            assert text in page, text
+        for split in ("seen", "held-out"):
+            assert log["scores"][f"{split}: animal and hat"]["value"] >= 0.9
