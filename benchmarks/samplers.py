@@ -24,6 +24,8 @@ from minidiff.exact import GaussianMixture
 
 CALLS = (4, 6, 8, 10, 15, 20, 50)
 SCHEDULE = md.Cosine()
+FITTED_ON = 300
+"""Points of noise that :func:`minidiff.fit_levels` is given."""
 OURS: dict[str, Callable[..., Any]] = {"DDIM": md.ddim, "DPM-Solver++ 2M": md.dpmpp_2m, "Adams": md.adams}
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM-Solver++ 2M": ("DPMSolverMultistepScheduler", {"solver_order": 2, "final_sigmas_type": "zero"}),
@@ -51,6 +53,14 @@ def heun_calls(oracle: GaussianMixture, x: Tensor, calls: int) -> Tensor:
     return ours(md.heun, oracle, x, (calls + 2) // 2)
 
 
+def fitted(oracle: GaussianMixture, x: Tensor, steps: int) -> Tensor:
+    """Where Adams ends on levels that were fitted to the denoiser, on other noise than ``x``."""
+    generator = torch.Generator().manual_seed(2)
+    other = torch.randn(FITTED_ON, *x.shape[1:], generator=generator, dtype=x.dtype)
+    levels = md.fit_levels(oracle.denoise, other, SCHEDULE, steps)
+    return md.sample(md.adams(oracle.denoise, x, levels))
+
+
 def theirs(kind: str, settings: dict[str, Any], oracle: GaussianMixture, x: Tensor, steps: int) -> Tensor:
     """Where a scheduler of diffusers ends; the denoiser is asked at the level that the scheduler is at."""
     import diffusers
@@ -61,7 +71,8 @@ def theirs(kind: str, settings: dict[str, Any], oracle: GaussianMixture, x: Tens
     for i, t in enumerate(scheduler.timesteps):
         ratio = scheduler.sigmas[i].double()  # sigma/alpha
         alpha = (1 + ratio**2).rsqrt()
-        x0 = oracle.denoise(x, md.NoiseLevel(t, alpha, ratio * alpha)).x0
+        time = SCHEDULE.time(-2 * ratio.log())  # what a network is told; theirs count it in a table
+        x0 = oracle.denoise(x, md.NoiseLevel(time, alpha, ratio * alpha)).x0
         x = scheduler.step(x0, t, x).prev_sample
     return x
 
@@ -76,6 +87,7 @@ def run(n: int = 2000, calls: tuple[int, ...] = CALLS, fine: int = 3000) -> dict
         contestants: list[tuple[str, str, Callable[[int], Tensor]]] = [
             *(("minidiff", name, partial(ours, sampler, oracle, x)) for name, sampler in OURS.items()),
             ("minidiff", "Heun", partial(heun_calls, oracle, x)),
+            ("minidiff", "Adams, levels fitted", partial(fitted, oracle, x)),
             *(("diffusers", name, partial(theirs, *how, oracle, x)) for name, how in THEIRS.items()),
         ]
         for library, name, end_of in contestants:

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks import PARTS
+from benchmarks import LONGER, PARTS
 from benchmarks.common import RESULTS, markdown, show
 from minidiff.files import write_whole
 
@@ -22,7 +22,7 @@ PAGE, README = ROOT / "book" / "benchmarks.md", ROOT / "README.md"
 
 def results(folder: Path = RESULTS) -> dict[str, Any]:
     """What the parts have written, by their names."""
-    files = {part: folder / f"{part}.json" for part in PARTS}
+    files = {part: folder / f"{part}.json" for part in (*PARTS, *LONGER)}
     return {part: json.loads(file.read_text()) for part, file in files.items() if file.exists()}
 
 

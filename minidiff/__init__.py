@@ -21,7 +21,7 @@ from minidiff.guidance import clamp, gradient_guide, guide, threshold
 from minidiff.interop import from_diffusers
 from minidiff.loss import loss
 from minidiff.pipeline import TextToImage
-from minidiff.sampling import State, adams, ddim, ddpm, dpmpp_2m, generators, heun, noise, sample
+from minidiff.sampling import State, adams, ddim, ddpm, dpmpp_2m, fit_levels, generators, heun, noise, sample
 from minidiff.schedule import VP, Betas, Cosine, Flow, Karras, Linear, Schedule, Shifted, Sigmoid
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ __all__ = [
     "Diffusion", "Encoder", "Flow", "Karras", "LabelEncoder", "Linear", "NoiseLevel", "Prediction",
     "Schedule", "Shifted", "Sigmoid", "State", "Step", "TextEncoder", "TextToImage", "UNet", "adams",
     "clamp", "critters", "data", "ddim", "ddpm", "diffuse", "doctor", "dpmpp_2m", "exact",
-    "from_diffusers", "from_target", "generators", "gradient_guide", "guide", "heun", "likelihood",
-    "loss", "metrics", "noise", "pixels", "plots", "posterior", "sample", "threshold", "to_target",
-    "train", "transition",
+    "fit_levels", "from_diffusers", "from_target", "generators", "gradient_guide", "guide", "heun",
+    "likelihood", "loss", "metrics", "noise", "pixels", "plots", "posterior", "sample", "threshold",
+    "to_target", "train", "transition",
 ]  # fmt: skip
 
 

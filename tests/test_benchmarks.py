@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 import benchmarks.__main__ as everything
 import minidiff as md
-from benchmarks import PARTS, common, overhead, samplers, tables, training, weight
+from benchmarks import LONGER, PARTS, common, overhead, quality, samplers, tables, training, weight
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of diffusers and NumPy
@@ -25,7 +25,7 @@ def small():
 
 
 def test_more_calls_come_closer(small):
-    assert len(small["rows"]) == 2 * (len(samplers.OURS) + 1 + len(samplers.THEIRS))
+    assert len(small["rows"]) == 2 * (len(samplers.OURS) + 2 + len(samplers.THEIRS))
     for row in small["rows"]:
         assert row["mean"][1] < 0.5 * row["mean"][0], row
 
@@ -237,12 +237,24 @@ def test_weight_runs(tmp_path, monkeypatch):
     assert weight.table(found).count("\n| ") == 2
 
 
+# --- quality --------------------------------------------------------------------------------------
+
+
+def test_pictures_are_scored_against_where_the_same_noise_leads():
+    found = quality.run(prompts=40, calls=(2, 4), fine=4, fits=())
+    (same,) = [row for row in found["rows"] if (row["library"], row["sampler"]) == ("minidiff", "Adams")]
+    assert same["away"][1] < 1e-3 < same["away"][0]
+    assert same["right"][1] == found["end"]["right"]
+    assert len(found["rows"]) == len(quality.contestants())
+    assert quality.table(found).count("\n| ") == 3 * (len(found["rows"]) + 1) - 1
+
+
 # --- what was written -----------------------------------------------------------------------------
 
 
 def test_the_tables_are_those_of_the_result_files():
     found = tables.results()
-    assert set(found) == set(PARTS)
+    assert set(found) == {*PARTS, *LONGER}
     assert tables.page(tables.PAGE.read_text(), found) == tables.PAGE.read_text()
     readme = tables.README.read_text()
     assert tables.fill(readme, "bench", tables.summary(found)) == readme
