@@ -194,6 +194,24 @@ def test_a_ddpm_step_is_the_posterior(schedule: Schedule) -> None:
     torch.testing.assert_close(state.x, mean + std * drawn)
 
 
+def test_the_flow_carries_the_density() -> None:
+    """dp/dr + div(p eps) = 0 in y = x/alpha, r = sigma/alpha: with the guess of eps, and not with another."""
+    y = (2 * torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=F64)).requires_grad_()
+    r = torch.linspace(0.2, 3, 200, dtype=F64).requires_grad_()
+    level = NoiseLevel(torch.zeros_like(r), torch.ones_like(r), r)
+    density = MIXTURE.log_density(y, level).exp()  # (200,)
+    (growth,) = torch.autograd.grad(density.sum(), r, retain_graph=True)
+
+    def divergence(flow: Tensor) -> Tensor:
+        parts = [torch.autograd.grad(flow[:, i].sum(), y, retain_graph=True)[0][:, i] for i in range(2)]
+        return torch.stack(parts).sum(0)
+
+    eps = MIXTURE.denoise(y, level).eps
+    assert growth.abs().max() > 0.1
+    torch.testing.assert_close(growth, -divergence(density[:, None] * eps), rtol=1e-9, atol=1e-12)
+    assert (growth + divergence(1.1 * density[:, None] * eps)).abs().max() > 0.01
+
+
 def test_dpmpp_aims_at_the_middle_of_uneven_steps() -> None:
     """Where x0 moves along a line in lambda, the guess for the middle of a step is exact.
 
