@@ -104,7 +104,7 @@ def _fit(
 def _check_network(model: Diffusion, folder: Path) -> None:
     """Raise ValueError unless the run in ``folder`` is of the same network."""
     saved = json.loads((folder / "config.json").read_text())["net"]
-    net: Any = model.net
+    net: Any = getattr(model.net, "_orig_mod", model.net)  # what torch.compile has wrapped
     name = type(net).__name__
     if saved["name"] != name:
         raise ValueError(f"{folder} holds a run of another kind of network, not of a {name}")
