@@ -108,8 +108,9 @@ def quiet_loading() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or the kind of error if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of an error's message, at most 300 signs of it, or the kind of error if it has none."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 @contextmanager

@@ -13,6 +13,7 @@ captions and labels become tensors; a step is a function of tensors.
 """
 
 import itertools
+import math
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -132,8 +133,8 @@ def train(
     """
     steps, seed = whole("steps", steps), seed_number(seed)
     for name, value in (("lr", lr), ("max_grad_norm", max_grad_norm)):
-        if not value > 0:
-            raise ValueError(f"{name} = {value:g}: it must be positive")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} = {value:g}: it must be positive and finite")
     if warmup < 0:
         raise ValueError(f"warmup = {warmup}: give a number of steps, 0 for none")
     if not 0 <= decay_from <= 1:

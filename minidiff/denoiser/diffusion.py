@@ -256,7 +256,7 @@ class Diffusion(nn.Module):
                 model = cls(parts["net"], schedule, config["target"], parts["encoder"], config["shape"])
             except Exception as error:  # what a stranger's numbers can raise has no end
                 reason = first_line(error)
-                known = isinstance(error, ValueError) and str(folder) in reason
+                known = isinstance(error, ValueError) and reason.startswith(str(folder))
                 raise ValueError(reason if known else f"{file} is not a minidiff model: {reason}") from error
             state = {key: _float32(handle.get_tensor(key)) for key in handle.keys()}  # noqa: SIM118
         for key, value in state.items():

@@ -56,7 +56,10 @@ class TextEncoder(nn.Module):
         super().__init__()
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} is a slow tokenizer: give its fast version")
-        if len(tokenizer) > (known := model.get_input_embeddings().num_embeddings):
+        table = model.get_input_embeddings()
+        if not isinstance(table, nn.Embedding):
+            raise ValueError(f"{type(model).__name__} is no text model: it has no table of tokens")
+        if len(tokenizer) > (known := table.num_embeddings):
             raise ValueError(
                 f"the tokenizer has {len(tokenizer)} tokens, the text model {known}: give its own"
             )
