@@ -1,5 +1,6 @@
 """What doors ask of a number: whole, and in range."""
 
+import math
 import operator
 from typing import Any
 
@@ -28,6 +29,17 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int
     if most is not None and number > most:
         raise ValueError(f"{name} = {number}: use at most {most}")
     return number
+
+
+def positive(name: str, value: float) -> float:
+    """A number above 0 that is finite.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} = {value:g}: it must be positive and finite")
+    return value
 
 
 def seed_number(seed: Any, count: int = 1) -> int:

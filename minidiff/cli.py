@@ -18,7 +18,8 @@ import typer
 from tqdm import tqdm
 
 from minidiff import __version__
-from minidiff.files import first_line, load_weights, write_whole
+from minidiff.checks import seed_number
+from minidiff.files import check_place, first_line, load_weights, write_whole
 
 if TYPE_CHECKING:
     from minidiff.denoiser import Diffusion
@@ -81,6 +82,7 @@ def sample(
     from minidiff.pixels import save_grid
 
     check_image_name(output)
+    check_place(output)
     if seed is None:
         seed = secrets.randbelow(2**31)
     pipe = TextToImage.from_pretrained(model)
@@ -127,7 +129,8 @@ def train(
     from minidiff.text import TextEncoder
     from minidiff.training import processes
 
-    torch.manual_seed(seed)
+    torch.manual_seed(seed_number(seed))
+    check_place(output, folder=True)
     options: dict[str, Any] = {
         "size": size, "images": images, "data_root": data_root, "width": width,
         "caption_column": caption_column, "conditioning": conditioning,
@@ -231,6 +234,8 @@ def evaluate(
     from minidiff.pipeline import TextToImage
     from minidiff.recipes import get_recipe
 
+    if output is not None:
+        check_place(output)
     pipe = TextToImage.from_pretrained(model)
     data = data or guess_data(pipe.model)
     if data is None:

@@ -113,6 +113,22 @@ def first_line(error: Exception) -> str:
     return line if len(line) <= 300 else f"{line[:297]}..."
 
 
+def check_place(path: StrPath, *, folder: bool = False) -> None:
+    """Raise OSError unless a file, or a folder, of that name can be written; to be asked before any work."""
+    path = Path(path)
+    if folder and path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is no folder: choose another name")
+    if not folder and path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    above = path if folder else path.parent
+    while not above.exists():
+        above = above.parent
+    try:
+        tempfile.TemporaryDirectory(dir=above, prefix=".saving-").cleanup()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror}): choose another place") from error
+
+
 @contextmanager
 def write_whole(path: StrPath) -> Iterator[Path]:
     """Write a file whole or not at all: ``with write_whole("a.png") as unfinished: ...``.

@@ -13,7 +13,6 @@ captions and labels become tensors; a step is a function of tensors.
 """
 
 import itertools
-import math
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from minidiff.checks import seed_number, whole
+from minidiff.checks import positive, seed_number, whole
 from minidiff.condition import Condition
 from minidiff.denoiser import Diffusion
 from minidiff.device import has_bf16
@@ -62,17 +61,31 @@ class Step:
     is_main_process: bool
     _loss: Tensor
     _state: "TrainingState"
+    _good: Tensor
 
     @property
     def loss(self) -> float:
-        """The loss of this step. Reading it waits for the device, so read it when you need it."""
+        """The loss of this step. Reading it waits for the device, so read it when you need it.
+
+        Raises:
+            RuntimeError: it, or a gradient since the last look, is no number.
+        """
+        self._look()
         return self._loss.item()
+
+    def _look(self) -> None:
+        if not bool(self._good):
+            raise RuntimeError(f"{_broken(self.index, self._loss)}: a smaller learning rate may help")
 
     def save(self, folder: StrPath) -> None:
         """Write ``training.safetensors``, from which ``train(..., resume=folder)`` goes on.
 
         It holds weights, averaged weights and the optimizer's moments. The file is replaced whole.
+
+        Raises:
+            RuntimeError: the loss or a gradient is no number; the file stays as it was.
         """
+        self._look()
         self._state.save(Path(folder), self.index + 1)
 
 
@@ -130,11 +143,12 @@ def train(
         ValueError: ``steps`` is smaller than 1, ``batches`` is empty, a batch cannot be used, or an
             argument of :func:`minidiff.loss` is bad.
         FileNotFoundError: ``resume`` names a folder without a training state.
+        RuntimeError: the loss or the length of the gradients is no number (NaN or infinity); that step is not
+            taken.
     """
     steps, seed = whole("steps", steps), seed_number(seed)
     for name, value in (("lr", lr), ("max_grad_norm", max_grad_norm)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} = {value:g}: it must be positive and finite")
+        positive(name, value)
     if warmup < 0:
         raise ValueError(f"warmup = {warmup}: give a number of steps, 0 for none")
     if not 0 <= decay_from <= 1:
@@ -190,8 +204,19 @@ def train(
             draws = draw(model.schedule, x0, condition_dropout, generator)
             step.prepare(rate)
             loss_now = update(x0, condition, draws, term)
+            # On a GPU to look is to wait: there the caller looks, with step.loss or step.save.
+            if not on_cuda and not bool(step.good):
+                why = (
+                    "the batch holds such numbers"
+                    if not bool(x0.isfinite().all())
+                    else "a smaller lr may help"
+                )
+                raise RuntimeError(
+                    f"{_broken(index, loss_now)}, at learning rate {rate:g}: {why}; the "
+                    "weights are those of the step before"
+                )
             averaged, main = cast(Diffusion, ema.module), here.is_main_process
-            yield Step(index, averaged, rate, main, loss_now, state)
+            yield Step(index, averaged, rate, main, loss_now, state, step.good)
     finally:
         model.eval()
 
@@ -271,6 +296,10 @@ class _Objective(nn.Module):
         self, x0: Tensor, condition: Condition | Tensor | None, draws: Draws, term: Term | None
     ) -> Tensor:
         return loss(self.model, x0, condition, weighting=self.weighting, alignment=term, draws=draws)
+
+
+def _broken(index: int, loss: Tensor) -> str:
+    return f"step {index + 1}: the loss ({loss.item():g}) or its gradient is no number"
 
 
 def processes() -> PartialState:

@@ -54,10 +54,15 @@ def good(tmp_path_factory) -> Path:
     return place
 
 
+def files_of(folder: Path) -> dict[Path, int]:
+    """When each file was written; the lock of a run is no file of it."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if not p.is_dir() and p.name != ".lock"}
+
+
 def guarded(monkeypatch, capsys, tmp_path: Path, says: str, *arguments: object) -> None:
     """Run a command that must fail as the head of this file says."""
     monkeypatch.chdir(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    before = files_of(tmp_path)
     began, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     code, _, err = run(monkeypatch, capsys, *map(str, arguments))
     assert code == 1, err
@@ -68,7 +73,7 @@ def guarded(monkeypatch, capsys, tmp_path: Path, says: str, *arguments: object) 
     assert len(line) < 600, line
     assert time.monotonic() - began < SECONDS
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < KILOBYTES
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert files_of(tmp_path) == before
 
 
 # --- the weights of a model ------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from texts import model_with, small
 import minidiff as md
 from minidiff.data import Batches
 from minidiff.device import pick_device
+from minidiff.files import SHIPPED
 
 BYTES = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
 LEVELS = md.Cosine().levels(2)
@@ -175,6 +176,11 @@ FUNCTIONS: dict[str, tuple[Callable[[], object], str]] = {
     "a batch beyond the data": (lambda: Batches(BYTES, ["a"] * 4, 5), "batch size 5 does not fit 4 images"),
     "a batch of half": (lambda: Batches(BYTES, ["a"] * 4, 1.5), "batch_size = 1.5: use a whole number"),
     "a shuffle of -1": (lambda: Batches(BYTES, ["a"] * 4, 2, seed=-1), "seed = -1: use at least 0"),
+    "NaN in a batch": (lambda: learn(torch.full((4, 2), torch.nan)), "the batch holds such numbers"),
+    "a rate of 10^30": (
+        lambda: list(md.train(fresh(), [torch.ones(4, 2)], 9, lr=1e30, warmup=0, precision="fp32")),
+        "or its gradient is no number, at learning rate 1e+30: a smaller lr may help",
+    ),
     "a weight unknown": (lambda: md.loss(fresh(), torch.zeros(2, 2), weighting="magic"), "unknown weighting"),
     "a chance of 2": (
         lambda: md.loss(fresh(), torch.zeros(2, 2), condition_dropout=2.0),
@@ -186,7 +192,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], object], str]] = {
 @pytest.mark.parametrize("fault", FUNCTIONS)
 def test_function(fault):
     call, says = FUNCTIONS[fault]
-    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(says)) as error:
+    with pytest.raises((ValueError, FileNotFoundError, RuntimeError), match=re.escape(says)) as error:
         call()
     assert "\n" not in str(error.value)
 
@@ -215,6 +221,15 @@ OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {
     "nothing to resume": ((*HERE, "--resume"), "nothing to resume: run"),
     "words for conditioning": ((*HERE, "--conditioning", "words"), "--conditioning words: choose one of"),
     "a rate of NaN": ((*HERE, "--lr", "nan"), "lr = nan: it must be positive"),
+    "a file for a folder": (("train", "critters", "-o", __file__), "is no folder: choose another name"),
+    "no place for a run": (("train", "critters", "-o", "/proc/none/run"), "/proc/none/run cannot be written"),
+    "no place for a picture": (("sample", "a cat", "-o", "/proc/none/a.png"), "none/a.png cannot be written"),
+    "no place for scores": (("evaluate", "critters", "-o", "/proc/none/a.json"), "a.json cannot be written"),
+    "a folder for scores": (("evaluate", "critters", "-o", "/tmp"), "/tmp is a folder: name a file"),
+    "a model there": (
+        ("train", "critters", "-o", SHIPPED / "critters"),
+        "critters holds a model: choose another",
+    ),
     "a rate of 0": ((*HERE, "--lr", 0), "lr = 0: it must be positive"),
     "no encoder there": (
         (*HERE, "--text-encoder", "./no"),

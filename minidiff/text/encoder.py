@@ -90,9 +90,9 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: the captions hold no word, or ``dim`` is not a multiple of 32.
         """
-        if dim % 32:
+        if whole("dim", dim, 32) % 32:
             raise ValueError(f"dim = {dim} is not a multiple of 32")
-        tokenizer = word_tokenizer(captions, max_length)
+        tokenizer = word_tokenizer(captions, whole("max_length", max_length))
         config = transformers.BertConfig(
             vocab_size=len(tokenizer), hidden_size=dim, num_hidden_layers=layers,
             num_attention_heads=dim // 32, intermediate_size=4 * dim, max_position_embeddings=max_length,
