@@ -10,6 +10,7 @@ import secrets
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -17,7 +18,8 @@ import typer
 from tqdm import tqdm
 
 from minidiff import __version__
-from minidiff.files import load_weights, write_whole
+from minidiff.checks import seed_number
+from minidiff.files import check_place, first_line, load_weights, write_whole
 
 if TYPE_CHECKING:
     from minidiff.denoiser import Diffusion
@@ -37,6 +39,9 @@ Interval = Annotated[
     tuple[float, float],
     typer.Option(metavar="LOW HIGH", help="Times, 0 data to 1 noise, when guidance acts."),
 ]
+
+MOST_OF_A_KIND = 5
+"""So many warnings of a kind are shown."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -77,6 +82,7 @@ def sample(
     from minidiff.pixels import save_grid
 
     check_image_name(output)
+    check_place(output)
     if seed is None:
         seed = secrets.randbelow(2**31)
     pipe = TextToImage.from_pretrained(model)
@@ -123,7 +129,8 @@ def train(
     from minidiff.text import TextEncoder
     from minidiff.training import processes
 
-    torch.manual_seed(seed)
+    torch.manual_seed(seed_number(seed))
+    check_place(output, folder=True)
     options: dict[str, Any] = {
         "size": size, "images": images, "data_root": data_root, "width": width,
         "caption_column": caption_column, "conditioning": conditioning,
@@ -169,7 +176,8 @@ def train(
         bar.close()
         say("stopped and saved; the same command with --resume goes on from here")
         raise typer.Exit(130) from None
-    bar.close()
+    finally:
+        bar.close()  # what is said next, an error for one, begins a new line
     say(f"{output}  ({time.monotonic() - started:.0f} s)")
 
 
@@ -226,6 +234,8 @@ def evaluate(
     from minidiff.pipeline import TextToImage
     from minidiff.recipes import get_recipe
 
+    if output is not None:
+        check_place(output)
     pipe = TextToImage.from_pretrained(model)
     data = data or guess_data(pipe.model)
     if data is None:
@@ -296,6 +306,21 @@ def say(text: str) -> None:
         typer.echo(text, err=True)
 
 
+class OnceAKind:
+    """Prints warnings on a line of their own, above a bar if there is one, and of a kind the first five: a
+    folder may have thousands of captions that are too long. A kind is what stands before the first colon."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+
+    def __call__(self, message: Warning | str, *_: Any) -> None:
+        kind, _, rest = str(message).partition(":")
+        self.seen[kind] += 1
+        if self.seen[kind] <= MOST_OF_A_KIND or not rest:
+            more = " (more of this kind are not shown)" if self.seen[kind] == MOST_OF_A_KIND and rest else ""
+            tqdm.write(f"warning: {message}{more}", file=sys.stderr)
+
+
 def check_image_name(path: Path) -> None:
     """Raise ValueError unless Pillow can write a file of that name, before any work is done."""
     from PIL import Image
@@ -307,11 +332,11 @@ def check_image_name(path: Path) -> None:
 
 def main() -> None:
     """Run the command; an error is one line on standard error and exit code 1, never a traceback."""
-    warnings.showwarning = lambda message, *_: typer.echo(f"warning: {message}", err=True)
+    warnings.showwarning = OnceAKind()
     try:
         app()
-    except (ValueError, OSError, RuntimeError) as error:
-        typer.echo(f"minidiff: {error}", err=True)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        typer.echo(f"minidiff: {first_line(error)}", err=True)
         sys.exit(1)
 
 

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minidiff.checks import whole
+
 
 class Condition(NamedTuple):
     """What the denoiser is told about each sample: token states, and one vector that sums them up.
@@ -115,8 +117,7 @@ class LabelEncoder(nn.Module):
     def __init__(self, num_classes: int, dim: int = 64):
         super().__init__()
         for name, value in (("num_classes", num_classes), ("dim", dim)):
-            if value < 1:
-                raise ValueError(f"{name} = {value}: use at least 1")
+            whole(name, value)
         self.num_classes, self.dim = num_classes, dim
         self.embedding = nn.Embedding(num_classes, dim)
 

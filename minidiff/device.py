@@ -8,6 +8,20 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def pick_device(name: torch.device | str | None) -> torch.device:
+    """The device of that name, None for the CPU.
+
+    Raises:
+        ValueError: there is none such here.
+    """
+    try:
+        device = torch.device(name or "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's three ways to say so
+        raise ValueError(f"no device {str(name)!r} here: use {str(default_device())!r}") from error
+    return device
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 faster than in float32."""
     if device.type == "cuda":

@@ -3,11 +3,15 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 StrPath = str | os.PathLike[str]
 """What names a file or folder: a string or a path."""
@@ -70,6 +74,26 @@ def locate_pretrained(name: StrPath) -> str:
 
 
 @contextmanager
+def checked_weights(place: StrPath) -> Iterator[None]:
+    """Around what lets ``transformers`` load a folder, or a hub id, which is only kept quiet: one line for
+    weights that cannot be read or do not fit, before the model that a folder's config asks for is built.
+
+    Raises:
+        ValueError: the weights cannot be read, or there are fewer than the config asks for.
+    """
+    file = Path(place) / "model.safetensors"
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(quiet_loading())
+            if file.is_file():
+                count = len(shapes_in(stack.enter_context(open_weights(file))))
+                stack.enter_context(at_most(2 * count + 64))
+            yield
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"the weights in {place} cannot be used: {first_line(error)}") from error
+
+
+@contextmanager
 def quiet_loading() -> Iterator[None]:
     """No progress bar of transformers for what takes a moment; the hub's downloads keep theirs."""
     from transformers.utils import logging  # whoever asks has loaded it already
@@ -84,8 +108,25 @@ def quiet_loading() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or the kind of error if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of an error's message, at most 300 signs of it, or the kind of error if it has none."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+def check_place(path: StrPath, *, folder: bool = False) -> None:
+    """Raise OSError unless a file, or a folder, of that name can be written; to be asked before any work."""
+    path = Path(path)
+    if folder and path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is no folder: choose another name")
+    if not folder and path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    above = path if folder else path.parent
+    while not above.exists():
+        above = above.parent
+    try:
+        tempfile.TemporaryDirectory(dir=above, prefix=".saving-").cleanup()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror}): choose another place") from error
 
 
 @contextmanager
@@ -132,6 +173,98 @@ def fill_folder(folder: StrPath) -> Iterator[Path]:
             os.replace(file, folder / file.name)
 
 
+@contextmanager
+def open_weights(file: Path) -> Iterator[Any]:
+    """A safetensors file, open for reading. Its header is checked against its size by the library.
+
+    Raises:
+        ValueError: it is none; the message says what it seems to be.
+    """
+    try:
+        handle = safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} {_instead(file)}") from error
+    with handle:
+        yield handle
+
+
+def _instead(file: Path) -> str:
+    """What a file that is no safetensors file seems to be, and what to do."""
+    with file.open("rb") as content:
+        head = content.read(64)
+    if not head:
+        return "is empty: copy or download it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer, not the weights: run `git lfs pull`"
+    if head.startswith((b"PK\3\4", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")) and any(head[2:8]):
+        return "is a pickle by that name, and nothing is unpickled here: save the weights with safetensors"
+    return "holds no weights, or is cut short or damaged: copy or download it again"
+
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def shapes_in(handle: Any) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor in an open file, from its header: nothing is read or allocated."""
+    return {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
+
+
+def difference(needed: Shapes, found: Shapes) -> str | None:
+    """What is wrong with the weights found, in one line: the first tensor, and how many more; or None."""
+    lines = []
+    for name, shape in needed.items():
+        if name not in found:
+            lines.append(f"{name} {tuple(shape)} is missing")
+        elif tuple(found[name]) != tuple(shape):
+            lines.append(f"{name} is {tuple(found[name])}, not {tuple(shape)}")
+    lines += [f"{name} {tuple(found[name])} belongs to nothing" for name in found if name not in needed]
+    if not lines:
+        return None
+    return lines[0] + (f", and {len(lines) - 1} more do not fit" if len(lines) > 1 else "")
+
+
+@contextmanager
+def at_most(parameters: int) -> Iterator[None]:
+    """Stop a module that is being built when it has more parameters than this: what the numbers in a
+    stranger's config.json ask for may take hours or terabytes.
+
+    Raises:
+        ValueError: it has.
+    """
+    count, thread = 0, threading.get_ident()
+
+    def one_more(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += parameter is not None and threading.get_ident() == thread
+        if count > parameters:
+            raise ValueError("config.json asks for more tensors than the weights' file holds")
+
+    hook = register_module_parameter_registration_hook(one_more)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def nothing_runs(name: StrPath) -> Iterator[None]:
+    """Around a door of ``transformers`` at which ``trust_remote_code`` is False: one line if a folder asks
+    for code of its own.
+
+    Raises:
+        ValueError: it does.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} asks to run code that comes with it (auto_map), and nothing of a model is ever run: use "
+            "one whose kind transformers knows"
+        ) from error
+
+
 def weights(module: nn.Module) -> dict[str, Tensor]:
     """The state of a module under the names it has without ``torch.compile``, which adds one of its own."""
     return {key.replace("_orig_mod.", ""): value for key, value in module.state_dict().items()}
@@ -142,8 +275,17 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     format the encoder's weights are called ``text``.
 
     Raises:
-        RuntimeError: names or shapes do not fit.
+        ValueError: names or shapes do not fit.
     """
     names = {key.replace("_orig_mod.", ""): key for key in module.state_dict()}
-    state = {re.sub(r"^(module\.)?text\.", r"\1encoder.", key): v for key, v in state.items()}
-    module.load_state_dict({names.get(key, key): value for key, value in state.items()})
+    state = {todays_name(key): v for key, v in state.items()}
+    try:
+        module.load_state_dict({names.get(key, key): value for key, value in state.items()})
+    except RuntimeError as error:
+        needed, found = ({k: v.shape for k, v in s.items()} for s in (weights(module), state))
+        raise ValueError(difference(needed, found) or first_line(error)) from error
+
+
+def todays_name(key: str) -> str:
+    """The name of a weight, whatever format the file has."""
+    return re.sub(r"^(module\.)?text\.", r"\1encoder.", key)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 
+from minidiff.checks import positive, seed_number
 from minidiff.data import Batches
 from minidiff.denoiser import Diffusion
 from minidiff.denoiser.diffusion import network_from_config
 from minidiff.device import bytes_on_device
-from minidiff.files import StrPath
+from minidiff.files import StrPath, check_place
 from minidiff.pipeline import TextToImage
 from minidiff.pixels import save_grid
 from minidiff.recipes import Recipe
@@ -56,13 +58,19 @@ def fit(
 
     Raises:
         FileNotFoundError: ``resume`` and there is nothing to resume.
-        FileExistsError: not ``resume``, and ``output`` holds a run already.
+        FileExistsError: not ``resume``, and ``output`` holds a run or a model already; or another process
+            writes there.
         ValueError: ``resume``, and the run in ``output`` is of another network.
         KeyboardInterrupt: after the interrupted run has been saved.
     """
-    output = Path(output)
+    output, seed = Path(output), seed_number(seed)
+    positive("lr", recipe.lr)
+    check_place(output, folder=True)
+    held(output).release()
     if not resume and (output / "training.safetensors").exists():
         raise FileExistsError(f"{output} holds a training run: add --resume, or choose another folder")
+    if not resume and (output / "config.json").exists():
+        raise FileExistsError(f"{output} holds a model: choose another folder")
     before = saved_steps(output) if resume else 0
     if resume:
         _check_network(recipe.model, output)
@@ -84,7 +92,8 @@ def _fit(
     )  # fmt: skip
 
     log = LossLog(output / "loss.csv", batch_size * processes().num_processes, before)
-    with _interrupts_between_steps() as interrupted:
+    output.mkdir(parents=True, exist_ok=True)
+    with held(output), _interrupts_between_steps() as interrupted:
         for step in steps:
             count = step.index + 1
             if step.is_main_process and (count % LOG_EVERY == 0 or count == recipe.steps):
@@ -101,10 +110,26 @@ def _fit(
             yield step
 
 
+def held(folder: Path) -> BaseFileLock:
+    """A lock on a folder that exists, for one process; it falls with its holder, however that ends.
+
+    Raises:
+        FileExistsError: another process has it.
+    """
+    lock = FileLock(folder / ".lock")
+    if not (folder.is_dir() and processes().is_main_process):
+        return lock
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise FileExistsError(f"another process trains into {folder}: choose another folder") from error
+    return lock
+
+
 def _check_network(model: Diffusion, folder: Path) -> None:
     """Raise ValueError unless the run in ``folder`` is of the same network."""
     saved = json.loads((folder / "config.json").read_text())["net"]
-    net: Any = model.net
+    net: Any = getattr(model.net, "_orig_mod", model.net)  # what torch.compile has wrapped
     name = type(net).__name__
     if saved["name"] != name:
         raise ValueError(f"{folder} holds a run of another kind of network, not of a {name}")

@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minidiff.checks import seed_number, whole
 from minidiff.denoiser import Diffusion
 from minidiff.device import default_device
 from minidiff.files import StrPath
+from minidiff.forward import TINY
 from minidiff.guidance import clamp, guide
 from minidiff.pixels import to_pil
 from minidiff.sampling import SAMPLERS, generators, noise, sample
@@ -108,9 +110,8 @@ class TextToImage:
         """
         prompts = _strings("prompt", prompt)
         negatives = [] if negative is None else _strings("negative", negative)
-        for name, value in (("num_images", num_images), ("steps", steps), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} = {value}: use at least 1")
+        num_images, steps = whole("num_images", num_images), whole("steps", steps)
+        batch_size = whole("batch_size", batch_size)
         if not math.isfinite(guidance):
             raise ValueError(f"guidance = {guidance}: give a finite number; 1 is none")
         if not prompts:
@@ -123,9 +124,12 @@ class TextToImage:
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
         model, count = self.model, len(prompts) * num_images
+        seed = seed_number(seed, count)
         if model.shape is None:
             raise ValueError("the model does not say the shape of its images: set model.shape = (C, H, W)")
-        shape = model.shape if size is None else (model.shape[0], *size)
+        if size is not None and not (isinstance(size, Sequence) and len(size) == 2):
+            raise ValueError(f"size = {size!r}: give (height, width)")
+        shape = model.shape if size is None else (model.shape[0], *(whole("size", side) for side in size))
         condition = model.encode(prompts)
         empty = [p for p, any_token in zip(prompts, condition.mask.any(1), strict=True) if not any_token]
         if empty:
@@ -133,7 +137,9 @@ class TextToImage:
                 f"nothing to follow in {reprlib.repr(empty)}: drawn without a prompt", stacklevel=3
             )  # the caller is beyond torch.no_grad
         avoided = model.encode(negatives).expand(len(prompts)) if negatives else None
-        levels = model.schedule.levels(steps)
+        # At alpha = 0 the noise does not tell x0: such a model starts where a trace of data is left.
+        blind = model.target == "eps" and model.schedule(1.0).alpha < TINY
+        levels = model.schedule.levels(steps, "log_snr" if blind else "uniform")
         parts = []
         for start in range(0, count, batch_size):
             numbers = range(start, min(start + batch_size, count))

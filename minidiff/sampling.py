@@ -16,6 +16,7 @@ Samplers are generators: they yield the state after every step, and the caller s
         show(state.x0)
 
 They run on any ``denoise(x_t, level) -> Prediction``: a network, a guided network, an exact solution.
+No gradients flow through them (``torch.no_grad``); a start that asks for some is refused.
 Noise comes from generators on the CPU, so a seed means the same on every device, and one generator per
 sample makes a sample independent of the batch it is drawn in.
 """
@@ -30,7 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minidiff.checks import seed_number
 from minidiff.denoiser import Denoiser
+from minidiff.device import pick_device
 from minidiff.forward import TINY, NoiseLevel, posterior, posterior_std, transition
 from minidiff.schedule import Schedule
 
@@ -56,7 +59,12 @@ Sampler = Callable[..., Iterator[State]]
 
 
 def generators(seed: int, n: int) -> list[torch.Generator]:
-    """``n`` generators seeded seed, seed + 1, ...: sample i is the same in a batch of any size."""
+    """``n`` generators seeded seed, seed + 1, ...: sample i is the same in a batch of any size.
+
+    Raises:
+        ValueError: the seed is no whole number, negative, or seed + n is larger than 2^63.
+    """
+    seed = seed_number(seed, n)
     return [torch.Generator().manual_seed(seed + i) for i in range(n)]
 
 
@@ -67,10 +75,10 @@ def randn_like(x: Tensor, generator: Generators = None) -> Tensor:
         ValueError: the number of generators is not the number of samples.
     """
     if generator is None or isinstance(generator, torch.Generator):
-        return torch.randn(x.shape, generator=generator).to(x)
+        return torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
     if len(generator) != len(x):
         raise ValueError(f"{len(generator)} generators for {len(x)} samples: give one per sample")
-    return torch.stack([torch.randn(x.shape[1:], generator=g) for g in generator]).to(x)
+    return torch.stack([torch.randn(x.shape[1:], generator=g, dtype=torch.float32) for g in generator]).to(x)
 
 
 def noise(
@@ -101,7 +109,8 @@ def noise(
             "so pure noise is a wrong start; use a schedule that ends in noise",
             stacklevel=2,
         )
-    kind = torch.float32 if torch.device(device).type == "mps" else torch.float64
+    device = pick_device(device)
+    kind = torch.float32 if device.type == "mps" else torch.float64
     return level.sigma.item() * randn_like(torch.empty(*shape, dtype=kind, device=device), generator)
 
 
@@ -127,8 +136,8 @@ def ddim(
         n states.
 
     Raises:
-        ValueError: a model in place of ``model.denoise``, fewer than 2 levels, levels that do not fall, or
-            eta outside [0, 1].
+        ValueError: a model in place of ``model.denoise``, a start that requires gradients, fewer than 2
+            levels, levels that do not fall, or eta outside [0, 1].
     """
     x, steps = _start(denoise, x, levels, eta)
     for level_t, level_s in steps:
@@ -390,6 +399,10 @@ def _start(
         raise ValueError(
             f"a sampler takes a function, not a {type(denoise).__name__}: give model.denoise, "
             "or guide(model.denoise, condition)"
+        )
+    if x.requires_grad:
+        raise ValueError(
+            "x requires gradients, and a sampler keeps none: give x.detach(), or call denoise step by step"
         )
     if not 0 <= eta <= 1:
         raise ValueError(f"eta = {eta:g} is outside [0, 1]: 0 is deterministic, 1 is DDPM")

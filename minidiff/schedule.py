@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from minidiff.checks import whole
 from minidiff.forward import SIGMA_DATA, NoiseLevel
 
 Spacing = Literal["uniform", "trailing", "log_snr", "karras"]
@@ -87,10 +88,10 @@ class Schedule:
         sigma/alpha = 80 to 0.002, or less where the schedule ends before, and then jump to sigma = 0.
 
         Raises:
-            ValueError: ``n`` is smaller than 1, or too large for "trailing", or the spacing unknown.
+            ValueError: ``n`` is no whole number, smaller than 1, or too large for "trailing", or the spacing
+                unknown.
         """
-        if n < 1:
-            raise ValueError(f"levels({n}): a sampling run needs at least 1 step")
+        n = whole("levels: n", n)
         if spacing not in get_args(Spacing):
             known = ", ".join(get_args(Spacing))
             raise ValueError(f"unknown spacing {spacing!r}: choose one of {known}")
@@ -121,7 +122,8 @@ class Schedule:
         ``Flow`` (also shifted) becomes a ``FlowMatchEulerDiscreteScheduler``, ``Karras`` an
         ``EDMEulerScheduler``; every other schedule a ``DDPMScheduler`` with a table of betas, from which
         ``DDIMScheduler.from_config(scheduler.config)`` and the like make other samplers. Its last beta is
-        at most 0.999, so a schedule that ends in pure noise comes close to it only.
+        at most 0.999, so a schedule that ends in pure noise comes close to it only. Their steps are
+        "trailing": a run of any length begins at the noisiest level, from pure noise (Lin et al. 2023, 3.3).
 
         Args:
             target: what the network predicts: "eps", "x0" or "v"; for ``Flow`` "flow", for ``Karras`` "edm".
@@ -143,7 +145,10 @@ class Schedule:
         alpha_bar = self(torch.arange(steps + 1, dtype=torch.float64) / steps).alpha ** 2
         betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999).tolist()
         kind = PREDICTION_TYPES[target]
-        return DDPMScheduler(steps, trained_betas=betas, prediction_type=kind, clip_sample=False)
+        return DDPMScheduler(
+            steps, trained_betas=betas, prediction_type=kind, clip_sample=False,
+            timestep_spacing="trailing",  # a run of few steps must begin at pure noise, too
+        )  # fmt: skip
 
     def _log_snr(self, t: Tensor) -> Tensor:
         return NoiseLevel(t, *self.coefficients(t)).log_snr

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from minidiff.files import StrPath, load_weights, weights, write_whole
+from minidiff.checks import whole
+from minidiff.files import StrPath, load_weights, open_weights, weights, write_whole
 
 LOG_EVERY = 10
 """Steps between two lines of ``loss.csv``."""
@@ -48,19 +48,29 @@ class TrainingState:
             unfinished.write_bytes(save(tensors, {"training": json.dumps({"steps": steps})}))
 
     def load(self, folder: Path) -> int:
-        """Read the state in ``folder`` into model, average and optimizer; return its number of steps."""
+        """Read the state in ``folder`` into model, average and optimizer; return its number of steps.
+
+        Raises:
+            ValueError: it is none, or of another model.
+        """
         steps = saved_steps(folder)
-        load_weights(self.model, saved_part(folder, "model"))
-        load_weights(self.ema, saved_part(folder, "ema"))
         parameters = self.optimizer.param_groups[0]["params"]
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in saved_part(folder, "optimizer").items():
-            number, name = key.split(".")
-            if value.ndim:
-                # The fused optimizer walks through memory, so a moment must lie as its parameter does
-                # (channels last, say), not as the file has it.
-                value = torch.empty_like(parameters[int(number)]).copy_(value)
-            moments.setdefault(int(number), {})[name] = value
+        try:
+            load_weights(self.model, saved_part(folder, "model"))
+            load_weights(self.ema, saved_part(folder, "ema"))
+            for key, value in saved_part(folder, "optimizer").items():
+                number, name = key.split(".")
+                if value.ndim:
+                    # The fused optimizer walks through memory, so a moment must lie as its parameter does
+                    # (channels last, say), not as the file has it.
+                    like = parameters[int(number)]
+                    if value.shape != like.shape:
+                        raise ValueError(f"{key} is {tuple(value.shape)}, not {tuple(like.shape)}")
+                    value = torch.empty_like(like).copy_(value)
+                moments.setdefault(int(number), {})[name] = value
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"{folder} holds a run of another model: {error}") from error
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         return steps
 
@@ -70,12 +80,16 @@ def saved_steps(folder: StrPath) -> int:
 
     Raises:
         FileNotFoundError: there is no ``training.safetensors`` in ``folder``.
+        ValueError: it holds no training state.
     """
     file = Path(folder) / "training.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"nothing to resume: {file} does not exist")
-    with safe_open(file, framework="pt") as handle:
-        return int(json.loads(handle.metadata()["training"])["steps"])
+    with open_weights(file) as handle:
+        try:
+            return whole("steps", json.loads(handle.metadata()["training"])["steps"], 0)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} holds no training state: take the one of a run") from error
 
 
 def saved_part(folder: StrPath, part: str) -> dict[str, Tensor]:
@@ -85,7 +99,7 @@ def saved_part(folder: StrPath, part: str) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: there is no such file in ``folder``.
     """
-    with safe_open(Path(folder) / "training.safetensors", framework="pt") as handle:
+    with open_weights(Path(folder) / "training.safetensors") as handle:
         names = [name for name in handle.keys() if name.startswith(f"{part}.")]  # noqa: SIM118
         return {name.removeprefix(f"{part}."): handle.get_tensor(name) for name in names}
 

@@ -71,7 +71,8 @@ class EMA(AveragedModel):
 
 
 class TrainingStep:
-    """Loss, gradients, optimizer and average: ``step(*arguments)`` is one update of the weights.
+    """Loss, gradients, optimizer and average: ``step(*arguments)`` is one update of the weights, unless loss
+    or gradients are no numbers: then ``good`` is 0, and they stay as they are.
 
     Args:
         objective: gives the loss, ``objective(*arguments)``, a tensor of shape ().
@@ -99,6 +100,9 @@ class TrainingStep:
         self.backward, self.autocast, self.max_grad_norm = backward, autocast, max_grad_norm
         device = next(model.parameters()).device
         self.share: float | Tensor = torch.ones((), device=device) if in_memory else 1.0
+        self.good = torch.ones((), device=device)  # 0 once a loss or a gradient was no number
+        if in_memory:
+            self.skip = optimizer.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]
 
     def prepare(self, lr: float) -> None:
         """Write what the next step reads from memory: its learning rate, and the share of the average."""
@@ -113,7 +117,12 @@ class TrainingStep:
             loss = self.objective(*arguments)
         self.optimizer.zero_grad()
         self.backward(loss)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        length = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        self.good *= (loss.detach() + length).isfinite()
+        if isinstance(self.share, Tensor):
+            self.skip.copy_(1 - self.good)  # the fused optimizer looks there, and takes no step at 1
+        elif not bool(self.good):
+            return loss.detach()
         self.optimizer.step()
         self.ema.mix(self.model, self.share)
         return loss.detach()

@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from minidiff.checks import positive, seed_number, whole
 from minidiff.condition import Condition
 from minidiff.denoiser import Diffusion
 from minidiff.device import has_bf16
@@ -59,17 +61,31 @@ class Step:
     is_main_process: bool
     _loss: Tensor
     _state: "TrainingState"
+    _good: Tensor
 
     @property
     def loss(self) -> float:
-        """The loss of this step. Reading it waits for the device, so read it when you need it."""
+        """The loss of this step. Reading it waits for the device, so read it when you need it.
+
+        Raises:
+            RuntimeError: it, or a gradient since the last look, is no number.
+        """
+        self._look()
         return self._loss.item()
+
+    def _look(self) -> None:
+        if not bool(self._good):
+            raise RuntimeError(f"{_broken(self.index, self._loss)}: a smaller learning rate may help")
 
     def save(self, folder: StrPath) -> None:
         """Write ``training.safetensors``, from which ``train(..., resume=folder)`` goes on.
 
         It holds weights, averaged weights and the optimizer's moments. The file is replaced whole.
+
+        Raises:
+            RuntimeError: the loss or a gradient is no number; the file stays as it was.
         """
+        self._look()
         self._state.save(Path(folder), self.index + 1)
 
 
@@ -127,12 +143,12 @@ def train(
         ValueError: ``steps`` is smaller than 1, ``batches`` is empty, a batch cannot be used, or an
             argument of :func:`minidiff.loss` is bad.
         FileNotFoundError: ``resume`` names a folder without a training state.
+        RuntimeError: the loss or the length of the gradients is no number (NaN or infinity); that step is not
+            taken.
     """
-    if steps < 1:
-        raise ValueError(f"steps = {steps}: train for at least 1")
+    steps, seed = whole("steps", steps), seed_number(seed)
     for name, value in (("lr", lr), ("max_grad_norm", max_grad_norm)):
-        if not value > 0:
-            raise ValueError(f"{name} = {value:g}: it must be positive")
+        positive(name, value)
     if warmup < 0:
         raise ValueError(f"warmup = {warmup}: give a number of steps, 0 for none")
     if not 0 <= decay_from <= 1:
@@ -145,8 +161,9 @@ def train(
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("all weights of this model are frozen: call model.requires_grad_(True) first")
-    accelerator = Accelerator(cpu=processes().device.type == "cpu")
-    device, rank = accelerator.device, accelerator.process_index
+    # Not an Accelerator: it would take precision from the environment, and leave none to the caller.
+    here = processes()
+    device, rank, count = here.device, here.process_index, here.num_processes
     model.to(device).train()
     on_cuda = device.type == "cuda"
     optimizer = torch.optim.AdamW(
@@ -155,23 +172,27 @@ def train(
         fused=device.type in ("cpu", "cuda"), capturable=on_cuda,
     )  # fmt: skip
     ema = EMA(model, ema_decay)
-    state = TrainingState(model, ema, optimizer, accelerator.is_main_process)
+    state = TrainingState(model, ema, optimizer, here.is_main_process)
     start = 0 if resume is None else state.load(Path(resume))
-    objective = accelerator.prepare_model(_Objective(model, weighting))
+    objective: nn.Module = _Objective(model, weighting)
+    if count > 1:
+        devices = None if device.type == "cpu" else [here.local_process_index]
+        objective = nn.parallel.DistributedDataParallel(objective, device_ids=devices)
     if isinstance(batches, DataLoader):
-        batches = accelerator.prepare_data_loader(batches)
+        same = ["generator"] if count > 1 else []  # all processes must shuffle alike
+        batches = prepare_data_loader(batches, device, count, rank, put_on_device=True, rng_types=same)
         share = _forever(batches)
     elif on_cuda and alignment is None and hasattr(batches, "ahead"):  # this library's Batches
-        share = batches.ahead(model.ids, itertools.count(rank, accelerator.num_processes))
+        share = batches.ahead(model.ids, itertools.count(rank, count))
     else:
-        share = itertools.islice(_forever(batches), rank, None, accelerator.num_processes)
+        share = itertools.islice(_forever(batches), rank, None, count)
     bf16 = precision == "bf16" or (precision == "auto" and has_bf16(device))
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
     step = TrainingStep(
-        objective, model, ema, optimizer, accelerator.backward, autocast, max_grad_norm, in_memory=on_cuda
+        objective, model, ema, optimizer, torch.Tensor.backward, autocast, max_grad_norm, in_memory=on_cuda
     )
     # Processes talk to each other between the kernels, and a term has captions of its own: no graph of those.
-    alone = accelerator.num_processes == 1 and alignment is None
+    alone = count == 1 and alignment is None
     update = Graphed(step) if on_cuda and alone else step
     generator = torch.Generator(device)
     ready = _ready(model, share, alignment)
@@ -183,8 +204,19 @@ def train(
             draws = draw(model.schedule, x0, condition_dropout, generator)
             step.prepare(rate)
             loss_now = update(x0, condition, draws, term)
-            averaged, main = cast(Diffusion, ema.module), accelerator.is_main_process
-            yield Step(index, averaged, rate, main, loss_now, state)
+            # On a GPU to look is to wait: there the caller looks, with step.loss or step.save.
+            if not on_cuda and not bool(step.good):
+                why = (
+                    "the batch holds such numbers"
+                    if not bool(x0.isfinite().all())
+                    else "a smaller lr may help"
+                )
+                raise RuntimeError(
+                    f"{_broken(index, loss_now)}, at learning rate {rate:g}: {why}; the "
+                    "weights are those of the step before"
+                )
+            averaged, main = cast(Diffusion, ema.module), here.is_main_process
+            yield Step(index, averaged, rate, main, loss_now, state, step.good)
     finally:
         model.eval()
 
@@ -264,6 +296,10 @@ class _Objective(nn.Module):
         self, x0: Tensor, condition: Condition | Tensor | None, draws: Draws, term: Term | None
     ) -> Tensor:
         return loss(self.model, x0, condition, weighting=self.weighting, alignment=term, draws=draws)
+
+
+def _broken(index: int, loss: Tensor) -> str:
+    return f"step {index + 1}: the loss ({loss.item():g}) or its gradient is no number"
 
 
 def processes() -> PartialState:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module imports from lower floors, or from its own package; the chapters of the book go
 # up the same stairs, but for text, which makes conditions and needs no denoiser.
 FLOORS = [
+    ("checks",),
     ("forward",),
     ("schedule",),
     ("files", "device"),

@@ -272,7 +272,7 @@ def test_uint8_images_are_not_taken_for_data():
 @pytest.mark.parametrize(
     "kwargs,message",
     [
-        ({"steps": 0}, "steps = 0: train for at least 1"),
+        ({"steps": 0}, "steps = 0: use at least 1"),
         ({"batches": []}, "batches is empty"),
         ({"batches": iter([torch.zeros(4, 2)]), "steps": 2}, "an iterator can be used only once"),
         ({"ema_decay": 1.5}, "EMA decay = 1.5 is outside"),

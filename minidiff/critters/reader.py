@@ -15,14 +15,14 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from minidiff.critters.data import Critters
 from minidiff.critters.drawing import draw
 from minidiff.critters.scene import ATTRIBUTES, NOBODY, OWN, PAIR_ATTRIBUTES, labels
 from minidiff.data.batches import Batches
-from minidiff.files import SHIPPED, StrPath, fill_folder
+from minidiff.files import SHIPPED, StrPath, fill_folder, load_weights, open_weights
 
 READERS = {1: "critters-reader", 2: "critters-duo-reader"}
 """The readers that come with minidiff, by the number of critters they read."""
@@ -110,9 +110,11 @@ class AttributeReader(nn.Module):
                 f"{name} holds no reader: `minidiff train critters-reader` makes one, "
                 "and critters-duo-reader one for two critters"
             )
+        with open_weights(folder / "reader.safetensors") as handle:
+            state = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
         config = json.loads((folder / "config.json").read_text())
         reader = cls(config["width"], config.get("attributes", ATTRIBUTES), config.get("features", 128))
-        reader.load_state_dict(load_file(folder / "reader.safetensors"))
+        load_weights(reader, state)
         return reader.eval().requires_grad_(False)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from minidiff.checks import seed_number, whole
 from minidiff.pixels import from_bytes
 
 
@@ -49,9 +51,10 @@ class Batches:
     ):
         if not 1 <= batch_size <= len(images):
             raise ValueError(f"batch size {batch_size} does not fit {len(images)} images: use 1 to that")
-        self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
-        self.caption = caption if callable(caption) else lambda index, epoch: caption[index]
-        self.negative_caption = negative_caption or (lambda index, epoch: "")
+        self.images, self.start = images, start
+        self.caption = caption if callable(caption) else partial(_entry, caption)
+        self.negative_caption = negative_caption or _nothing
+        self.batch_size, self.seed = whole("batch_size", batch_size), seed_number(seed)
         self._epoch, self._order = -1, np.empty(0, int)
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[Any]]]:
@@ -88,6 +91,14 @@ class Batches:
         )  # fmt: skip
         for rows, values in loader:
             yield from_bytes(self.images[rows]), values
+
+
+def _entry(captions: Sequence[Any], index: int, epoch: int) -> Any:
+    return captions[index]
+
+
+def _nothing(index: int, epoch: int) -> str:
+    return ""
 
 
 class _Read(Dataset[tuple[Tensor, Any]]):

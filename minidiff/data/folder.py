@@ -7,13 +7,21 @@ Where the captions are, in the order in which they are looked for:
 * text files beside the pictures: ``cat.txt`` for ``cat.png``;
 * class folders: ``tabby_cat/1.png`` shows "tabby cat".
 
+What leaves the folder is not read: ``../cat.png``, an absolute name, a link to elsewhere. Transparent pixels
+show white, 16-bit grey is scaled, pictures are turned as their camera says, of an animation the first counts.
+
 Folders ``train`` and ``test`` (and ``validation``), with nothing else beside them but a metadata file, are
 splits. Each has its own captions, or one file above them names ``train/cat.png``.
 """
 
 import csv
+import io
 import json
-from collections.abc import Iterable, Iterator
+import math
+import os
+import reprlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +30,15 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from minidiff.files import StrPath
+from minidiff.files import StrPath, first_line
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("text", "caption")
 """Columns of the metadata that may hold captions; the first that is there does."""
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "ICO", "JPEG2000", "AVIF")
+"""What a picture may be, whatever its name says. Not EPS, for one: to read it Pillow runs a program."""
 
 
 class FolderImages(NamedTuple):
@@ -35,7 +46,7 @@ class FolderImages(NamedTuple):
 
     Attributes:
         images: (N, 3, size, size) uint8.
-        captions: N strings; "" where the metadata say ``null`` or nothing.
+        captions: N strings; "" where the metadata say ``null``, ``NaN`` or nothing.
         skipped: file name and reason for each picture that could not be read.
         uncaptioned: names of the pictures that no caption belongs to; they are left out.
     """
@@ -58,8 +69,7 @@ class FolderImages(NamedTuple):
 def captioned_folder(
     folder: StrPath, size: int = 64, *, split: str | None = None, caption_column: str | None = None
 ) -> FolderImages:
-    """Pictures and captions of a folder, see above. Pictures are turned upright, cut to a centred square
-    and scaled.
+    """Pictures and captions of a folder, see above. Pictures are cut to a centred square and scaled.
 
     Args:
         folder: where the pictures are.
@@ -70,7 +80,7 @@ def captioned_folder(
 
     Raises:
         FileNotFoundError: no folder, no such split, or no captions in it.
-        ValueError: the metadata cannot be parsed, or not one picture could be read.
+        ValueError: the metadata cannot be parsed or name what is outside, or not one picture could be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -81,13 +91,14 @@ def captioned_folder(
     root = folder / (split or "train") if splits else folder
     rows = _captions(folder, root, caption_column)
     images, captions, skipped = [], [], []
+    inside = folder.resolve()
     for path, text in rows.items():
         try:
-            with Image.open(path) as file:
-                upright = ImageOps.exif_transpose(file).convert("RGB")
-            square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            skipped.append((path.relative_to(root).as_posix(), str(error)))
+            if not path.resolve().is_relative_to(inside):
+                raise ValueError("a link that leaves the folder: copy the picture into it")
+            square = ImageOps.fit(read_picture(path), (size, size), Image.Resampling.LANCZOS)
+        except Exception as error:  # Pillow raises many kinds
+            skipped.append((path.relative_to(root).as_posix(), first_line(error)))
             continue
         images.append(torch.from_numpy(np.array(square)).permute(2, 0, 1))
         captions.append(text)
@@ -95,6 +106,31 @@ def captioned_folder(
         raise ValueError(f"{root}: not one of {len(rows)} pictures could be read, e.g. {skipped[0][1]}")
     left = [path.relative_to(root).as_posix() for path in _pictures(root) if path not in rows]
     return FolderImages(torch.stack(images), captions, skipped, left)
+
+
+def read_picture(path: StrPath) -> Image.Image:
+    """A picture as it is meant to be seen, in RGB: see the head of this module.
+
+    Raises:
+        ValueError: it has more pixels than :data:`PIL.Image.MAX_IMAGE_PIXELS`, or numbers whose range is not
+            known.
+        OSError: it is no picture of :data:`FORMATS`, or damaged.
+    """
+    with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as file:
+        warnings.simplefilter("ignore")  # about damaged tags that are not needed here
+        if file.width * file.height > (most := Image.MAX_IMAGE_PIXELS or math.inf):
+            raise ValueError(f"{file.width}x{file.height} pixels: use at most {most}")
+        upright = ImageOps.exif_transpose(file)
+    if upright.mode == "F":
+        raise ValueError("floating-point pixels of unknown range: save it with 8 or 16 bits")
+    if upright.mode.startswith("I"):  # 16 bits of grey; convert("RGB") would cut them off at 255
+        return Image.fromarray((np.asarray(upright).clip(0, 65535) / 257).round().astype(np.uint8)).convert(
+            "RGB"
+        )
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    seen = upright.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
 
 
 def folder_splits(folder: StrPath) -> tuple[str, ...]:
@@ -108,16 +144,14 @@ def _captions(folder: Path, root: Path, column: str | None) -> dict[Path, str]:
     for place in dict.fromkeys((root, folder)):
         for name in ("metadata.jsonl", "metadata.csv"):
             if (file := place / name).is_file():
-                rows = {place / name: text for name, text in _metadata(file, column)}
+                rows = dict(_metadata(file, folder, column))
                 rows = {path: text for path, text in rows.items() if root in path.parents}
                 if not rows:
                     raise ValueError(f"{file} lists no pictures of {root}")
                 return rows
     pictures = list(_pictures(root))
     beside = {path: path.with_suffix(".txt") for path in pictures}
-    if rows := {
-        path: text.read_text(encoding="utf-8-sig").strip() for path, text in beside.items() if text.is_file()
-    }:
+    if rows := {path: _text(text, folder).strip() for path, text in beside.items() if text.is_file()}:
         return rows
     if rows := {
         path: path.parent.name.replace("_", " ").replace("-", " ") for path in pictures if path.parent != root
@@ -131,22 +165,67 @@ def _captions(folder: Path, root: Path, column: str | None) -> dict[Path, str]:
 
 def _pictures(root: Path) -> Iterator[Path]:
     """All pictures below ``root``, by name."""
-    return (path for path in sorted(root.rglob("*")) if path.suffix.lower() in ENDINGS)
+    return (path for path in sorted(root.rglob("*")) if path.suffix.lower() in ENDINGS and path.is_file())
 
 
-def _metadata(file: Path, column: str | None) -> list[tuple[str, str]]:
-    """(file_name, caption) of each line of a metadata file."""
-    rows = []
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        is_csv = file.suffix == ".csv"
-        entries: Iterable[Any] = csv.DictReader(lines) if is_csv else filter(str.strip, lines)
-        for number, entry in enumerate(entries, start=2 if is_csv else 1):
-            try:
-                row = entry if is_csv else json.loads(entry)
-                key = column or next(name for name in COLUMNS if name in row)
-                name, text = row["file_name"], row[key]
-            except (json.JSONDecodeError, KeyError, TypeError, StopIteration) as error:
-                needs = f"file_name and {column or ' or '.join(COLUMNS)}"
-                raise ValueError(f"{file}, line {number}: needs {needs}, has {entry!r}") from error
-            rows.append((str(name), "" if text is None else str(text)))
-    return rows
+def _text(file: Path, folder: Path) -> str:
+    """What a text file of ``folder`` says.
+
+    Raises:
+        ValueError: it is a link to elsewhere, or not in UTF-8.
+    """
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{file} is a link that leaves the folder: copy it there")
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not in UTF-8 (at byte {error.start}): save it so") from error
+
+
+def _lines(file: Path, folder: Path) -> Iterator[tuple[int, Any]]:
+    """Number and content of each line of a metadata file: the cells of a row by name, or JSON."""
+    content = io.StringIO(_text(file, folder), newline="")
+    if file.suffix != ".csv":
+        yield from ((number, line) for number, line in enumerate(content, 1) if line.strip())
+        return
+    reader = csv.DictReader(content, strict=True)
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num}: {error}: is every quote closed?") from error
+
+
+def _metadata(file: Path, folder: Path, column: str | None) -> Iterator[tuple[Path, str]]:
+    """(picture, caption) of each line of a metadata file."""
+    inside = os.path.abspath(folder)
+    for number, entry in _lines(file, folder):
+        where = f"{file}, line {number}"
+        try:
+            row = entry if isinstance(entry, dict) else json.loads(entry)
+            key = column or next(name for name in COLUMNS if name in row)
+            name, text = row["file_name"], row[key]
+        except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+            needs = f"file_name and {column or ' or '.join(COLUMNS)}"
+            raise ValueError(f"{where}: needs {needs}, has {reprlib.repr(entry)}") from error
+        if None in row:  # where csv puts what the head has no names for
+            raise ValueError(f"{where}: more cells than the head: put a caption with commas in double quotes")
+        if not (isinstance(name, str) and name):
+            raise ValueError(f"{where}: file_name = {name!r} is no name of a picture")
+        path = file.parent / name
+        if not Path(os.path.abspath(path)).is_relative_to(inside):
+            raise ValueError(f"{where}: {name!r} leaves the folder: name pictures that are in it")
+        yield path, _caption(text, where)
+
+
+def _caption(value: Any, where: str) -> str:
+    """What a cell says: numbers are words, too; None and NaN, as pandas writes it, are nothing.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if value is None or value != value:
+        return ""
+    if isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return str(value)
+    raise ValueError(f"{where}: the caption {reprlib.repr(value)} is no text: give one string")

@@ -1,6 +1,7 @@
 """A diffusion model: a network, and what its inputs and outputs mean (chapter 3)."""
 
 import json
+import math
 import reprlib
 import tempfile
 from collections.abc import Sequence
@@ -9,19 +10,38 @@ from types import SimpleNamespace
 from typing import Any, Protocol, cast, get_args
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from minidiff.checks import whole
 from minidiff.condition import Condition, Encoder, LabelEncoder
 from minidiff.denoiser.dit import DiT
 from minidiff.denoiser.mlp import MLP
 from minidiff.denoiser.unet import UNet
-from minidiff.files import StrPath, fill_folder, first_line, load_weights, locate, weights
+from minidiff.device import pick_device
+from minidiff.files import (
+    Shapes,
+    StrPath,
+    at_most,
+    difference,
+    fill_folder,
+    first_line,
+    load_weights,
+    locate,
+    open_weights,
+    shapes_in,
+    todays_name,
+    weights,
+)
 from minidiff.forward import SIGMA_DATA, NoiseLevel, Prediction, Target, broadcast, from_target
 from minidiff.schedule import Chain, Karras, Schedule, schedule_from_config
 
 NETWORKS: dict[str, Any] = {"UNet": UNet, "DiT": DiT, "MLP": MLP}
 """The networks that a saved model names; any other is given to :meth:`Diffusion.from_pretrained`."""
+
+
+MOST_NUMBERS = 2**26
+"""As many numbers may a sample hold, such as 4096x4096 pixels in 4 channels."""
 
 
 class Denoiser(Protocol):
@@ -44,7 +64,8 @@ class Diffusion(nn.Module):
         shape: shape of one sample, (C, H, W), for those who draw without data at hand; None if open.
 
     Raises:
-        ValueError: the target is unknown, or the encoder is no module with ``ids`` and ``dim``.
+        ValueError: the target is unknown, the shape is none, or the encoder is no module with ``ids`` and
+            ``dim``.
     """
 
     def __init__(
@@ -64,7 +85,9 @@ class Diffusion(nn.Module):
                 "and dim"
             )
         self.net, self.schedule, self.target, self.encoder = net, schedule, target, encoder
-        self.shape = None if shape is None else tuple(shape)
+        self.shape = None if shape is None else tuple(whole("shape: a side", side) for side in shape)
+        if math.prod(self.shape or ()) > MOST_NUMBERS:
+            raise ValueError(f"shape = {self.shape}: a sample may hold {MOST_NUMBERS:,} numbers at most")
 
     @property
     def device(self) -> torch.device:
@@ -210,33 +233,43 @@ class Diffusion(nn.Module):
         Raises:
             FileNotFoundError: no such model, or the folder holds none.
             ValueError: the folder's config.json is not one of this library's, the model has a network or an
-                encoder of another library and none is given, or the weights do not fit the one given.
+                encoder of another library and none is given, the weights cannot be read, do not fit or are
+                not all finite, or there is no such device. Nothing that a folder holds is run, and nothing
+                is built before the shapes in its weights' header were compared.
         """
+        to = pick_device(device)
         folder = locate(name, revision=revision, token=token)
-        file = folder / "config.json"
+        file, other = folder / "config.json", f"{folder} holds other weights than this network has"
+        with open_weights(folder / "model.safetensors") as handle:
+            shapes = {todays_name(key): shape for key, shape in shapes_in(handle).items()}
+            try:
+                config = _read_config(file)
+                if (kind := config.get("model", "Diffusion")) != cls.__name__:
+                    raise ValueError(f"{folder} holds a {kind}: load it with {kind}.from_pretrained")
+                with at_most(2 * len(shapes) + 64), torch.device("meta"):  # shapes without memory
+                    draft = _parts(config, file, net, encoder)
+                for part, given in zip(("net", "encoder"), (net, encoder), strict=True):
+                    if given is None and (wrong := _misfit(part, draft[part], shapes)):
+                        raise ValueError(f"{other}: {wrong}")
+                parts = _parts(config, file, net, encoder)
+                schedule = schedule_from_config(config["schedule"])
+                model = cls(parts["net"], schedule, config["target"], parts["encoder"], config["shape"])
+            except Exception as error:  # what a stranger's numbers can raise has no end
+                reason = first_line(error)
+                known = isinstance(error, ValueError) and reason.startswith(str(folder))
+                raise ValueError(reason if known else f"{file} is not a minidiff model: {reason}") from error
+            state = {key: _float32(handle.get_tensor(key)) for key in handle.keys()}  # noqa: SIM118
+        for key, value in state.items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise ValueError(
+                    f"{folder} holds weights that are no numbers (NaN or infinity), first in {key}: take an "
+                    "earlier save"
+                )
         try:
-            config = json.loads(file.read_text())
-            if config["format"] == "minidiff-1":
-                config["encoder"] = config.pop("text")
-                if config["encoder"] is not None:
-                    config["encoder"]["name"] = "TextEncoder"
-            if (kind := config.get("model", "Diffusion")) != cls.__name__:
-                raise ValueError(f"{folder} holds a {kind}: load it with {kind}.from_pretrained")
-            schedule = schedule_from_config(config["schedule"])
-            net = network_from_config(config["net"], file) if net is None else net
-            if encoder is None and config["encoder"] is not None:
-                encoder = _encoder(config["encoder"], file)
-            model = cls(net, schedule, config["target"], encoder, config["shape"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{file} is not a minidiff model: {error}") from error
-        state = load_file(folder / "model.safetensors")
-        try:
-            load_weights(model, {key: _float32(value) for key, value in state.items()})
-        except RuntimeError as error:
-            raise ValueError(
-                f"{folder} holds other weights than this network has: {first_line(error)}"
-            ) from error
-        return model.to(device or "cpu").eval().requires_grad_(False)
+            load_weights(model, state)
+        except ValueError as error:
+            raise ValueError(f"{other}: {error}") from error
+        return model.float().to(to).eval().requires_grad_(False)
 
     def to_diffusers(self, steps: int = 1000, condition: Condition | None = None) -> tuple[nn.Module, Any]:
         """Network and scheduler for a pipeline of the ``diffusers`` library::
@@ -342,6 +375,31 @@ def _describe(part: Any) -> dict[str, Any]:
     if not kind.__module__.startswith("minidiff."):
         return {"name": f"{kind.__module__}.{kind.__qualname__}"}
     return {"name": kind.__name__, **(part.config() if callable(part.config) else part.config)}
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """What a model's config.json says, in today's format."""
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if config["format"] == "minidiff-1":
+        config["encoder"] = config.pop("text")
+        if config["encoder"] is not None:
+            config["encoder"]["name"] = "TextEncoder"
+    return config
+
+
+def _parts(config: dict[str, Any], file: Path, net: Any, encoder: Any) -> dict[str, Any]:
+    """Network and encoder: those given, else those that the file describes, untrained."""
+    if net is None:
+        net = network_from_config(config["net"], file)
+    if encoder is None and config["encoder"] is not None:
+        encoder = _encoder(config["encoder"], file)
+    return {"net": net, "encoder": encoder}
+
+
+def _misfit(part: str, module: nn.Module | None, shapes: Shapes) -> str | None:
+    """How the weights in a file, by their shapes, do not fit a part of a model; None if they do."""
+    needed = {} if module is None else {f"{part}.{k}": v.shape for k, v in weights(module).items()}
+    return difference(needed, {k: v for k, v in shapes.items() if k.startswith(f"{part}.")})
 
 
 def network_from_config(config: dict[str, Any], file: Path) -> nn.Module:

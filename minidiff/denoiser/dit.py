@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minidiff.checks import whole
 from minidiff.condition import Condition
 from minidiff.denoiser import layers
 
@@ -25,8 +26,8 @@ class DiT(nn.Module):
             "both".
 
     Raises:
-        ValueError: ``width`` is not a multiple of 64, ``conditioning`` is unknown, or is "tokens" where
-            there is no block.
+        ValueError: a size is too small, ``width`` is not a multiple of 64, ``conditioning`` is unknown, or
+            is "tokens" where there is no block.
     """
 
     def __init__(
@@ -39,7 +40,11 @@ class DiT(nn.Module):
         conditioning: layers.Conditioning = "both",
     ):
         super().__init__()
-        if width % 64:
+        sizes = {"channels": channels, "patch": patch, "condition_dim": condition_dim or 1}
+        for name, size in sizes.items():
+            whole(name, size)
+        whole("depth", depth, 0)
+        if whole("width", width, 64) % 64:
             raise ValueError(f"width = {width} is not a multiple of 64")
         self.config = {
             "channels": channels, "width": width, "depth": depth, "patch": patch,

@@ -68,13 +68,14 @@ class Embedding(nn.Module):
     def __init__(self, width: int, condition_dim: int | None):
         super().__init__()
         self.frequencies: Tensor
-        self.register_buffer("frequencies", torch.logspace(0, 3, 32), persistent=False)
+        self.register_buffer("frequencies", torch.logspace(0, 3, 32, dtype=torch.float32), persistent=False)
         self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         self.pooled = nn.Linear(condition_dim, width, bias=False) if condition_dim else None
 
     def forward(self, t: Tensor, condition: Condition | None) -> Tensor:
         angles = t[:, None].float() * self.frequencies  # (B, 32)
-        embedding = self.time(torch.cat([angles.sin(), angles.cos()], dim=1))  # (B, width)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (B, 64), float32 until here
+        embedding = self.time(waves.to(self.time[0].weight.dtype))  # (B, width)
         if condition is not None and self.pooled is not None:
             embedding = embedding + self.pooled(condition.pooled)
         return F.silu(embedding)
@@ -135,7 +136,7 @@ def image_positions(height: int, width: int, dim: int, device: torch.device | No
     Half of the numbers tell the row, half the column. They are computed for the grid at hand, so one
     network takes images of any size; on the device, since a recorded step may not bring anything there.
     """
-    frequencies = torch.exp(torch.linspace(0, -math.log(100), dim // 4, device=device))
+    frequencies = torch.linspace(0, -math.log(100), dim // 4, device=device, dtype=torch.float32).exp()
     rows = torch.arange(height, device=device)[:, None] * frequencies  # (height, dim/4)
     columns = torch.arange(width, device=device)[:, None] * frequencies
     row_codes = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)
@@ -146,7 +147,11 @@ def image_positions(height: int, width: int, dim: int, device: torch.device | No
 def check_image(x: Tensor, channels: int, multiple: int) -> None:
     """Raise ValueError unless ``x`` is (B, channels, H, W) with H and W multiples of ``multiple``."""
     if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
+        remedy = ""
+        if x.ndim == 4 and x.shape[1] == channels:
+            height, width = (-(-side // multiple) * multiple for side in x.shape[2:])
+            remedy = f": pad to {height}x{width}, or give the network a smaller patch or fewer levels"
         raise ValueError(
             f"x has shape {tuple(x.shape)}: this network takes (B, {channels}, H, W) "
-            f"with H and W multiples of {multiple}"
+            f"with H and W multiples of {multiple}{remedy}"
         )

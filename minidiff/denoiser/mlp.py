@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from minidiff.checks import whole
 from minidiff.condition import Condition
 from minidiff.denoiser.layers import Embedding, check_condition, zero_init
 
@@ -15,10 +16,16 @@ class MLP(nn.Module):
         width: width of the hidden layers.
         depth: number of residual blocks.
         condition_dim: width of the condition (only its pooled vector is used), None for none.
+
+    Raises:
+        ValueError: a size is no whole number, or too small.
     """
 
     def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, condition_dim: int | None = None):
         super().__init__()
+        whole("depth", depth, 0)
+        for name, value in (("dim", dim), ("width", width), ("condition_dim", condition_dim or 1)):
+            whole(name, value)
         self.config = {"dim": dim, "width": width, "depth": depth, "condition_dim": condition_dim}
         self.dim, self.condition_dim = dim, condition_dim
         self.embedding = Embedding(width, condition_dim)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minidiff.checks import whole
 from minidiff.condition import Condition
 from minidiff.denoiser import layers
 
@@ -39,8 +40,8 @@ class UNet(nn.Module):
             little where a prompt says "left of" (Liu et al. 2018).
 
     Raises:
-        ValueError: ``width`` is not a multiple of 32, ``attention`` names a level that is not there,
-            ``conditioning`` is unknown, or is "tokens" where no level has attention.
+        ValueError: a size is too small, ``width`` is not a multiple of 32, ``attention`` names a level that
+            is not there, ``conditioning`` is unknown, or is "tokens" where no level has attention.
     """
 
     def __init__(
@@ -56,10 +57,20 @@ class UNet(nn.Module):
         positions: bool = False,
     ):
         super().__init__()
-        if width % 32:
+        sizes = {"channels": channels, "patch": patch, "condition_dim": condition_dim or 1}
+        for name, size in {**sizes, "levels": len(multipliers)}.items():
+            whole(name, size)
+        for multiplier in multipliers:
+            whole("one of multipliers", multiplier)
+        whole("blocks", blocks, 0)
+        if whole("width", width, 32) % 32:
             raise ValueError(f"width = {width} is not a multiple of 32")
         if not set(attention) <= set(range(len(multipliers))):
-            raise ValueError(f"attention = {attention} names a level outside 0..{len(multipliers) - 1}")
+            there = tuple(level for level in attention if level in range(len(multipliers)))
+            raise ValueError(
+                f"attention = {attention} names a level outside 0..{len(multipliers) - 1}, as many as "
+                f"multipliers: give attention={there}"
+            )
         self.config = {
             "channels": channels, "width": width, "multipliers": list(multipliers), "blocks": blocks,
             "patch": patch, "attention": list(attention), "condition_dim": condition_dim,

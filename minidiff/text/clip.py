@@ -15,14 +15,15 @@ One such model serves three times:
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from minidiff.device import has_bf16
-from minidiff.files import StrPath, fill_folder, first_line, locate_pretrained, quiet_loading
+from minidiff.device import has_bf16, pick_device
+from minidiff.files import StrPath, checked_weights, fill_folder, first_line, locate_pretrained, nothing_runs
 from minidiff.text.encoder import TextEncoder
 from minidiff.text.tokens import word_tokenizer
 
@@ -198,17 +199,17 @@ class CLIP(nn.Module):
         Raises:
             FileNotFoundError: no such model.
         """
-        how = {"dtype": torch.float32, "attn_implementation": "eager"}
+        how: Any = {"dtype": torch.float32, "attn_implementation": "eager"}
         try:
             place = locate_pretrained(name)
-            with quiet_loading():
+            with nothing_runs(name), checked_weights(place):
                 model = transformers.CLIPModel.from_pretrained(place, **how)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
             processor = transformers.CLIPImageProcessor.from_pretrained(place)
         except (OSError, ValueError) as error:
             raise FileNotFoundError(f"no CLIP {str(name)!r}: {first_line(error)}") from error
         clip = cls(model, tokenizer, processor.image_mean, processor.image_std)
-        return clip.to(device or "cpu").eval().requires_grad_(False)
+        return clip.to(pick_device(device)).eval().requires_grad_(False)
 
 
 def train_clip(

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from minidiff.checks import whole
 from minidiff.condition import Condition
-from minidiff.files import StrPath, first_line, locate_pretrained, quiet_loading
+from minidiff.files import StrPath, checked_weights, first_line, locate_pretrained, nothing_runs
 from minidiff.text.tokens import token_ids, word_tokenizer
 
 CACHE_BYTES = 256 * 2**20
@@ -40,7 +41,8 @@ class TextEncoder(nn.Module):
             be set at any time.
 
     Raises:
-        ValueError: the tokenizer cannot say where in the caption its tokens stand.
+        ValueError: the tokenizer cannot say where in the caption its tokens stand, or has more of them than
+            the model, or ``max_length`` is more than the model can read.
     """
 
     def __init__(
@@ -54,13 +56,21 @@ class TextEncoder(nn.Module):
         super().__init__()
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} is a slow tokenizer: give its fast version")
+        table = model.get_input_embeddings()
+        if not isinstance(table, nn.Embedding):
+            raise ValueError(f"{type(model).__name__} is no text model: it has no table of tokens")
+        if len(tokenizer) > (known := table.num_embeddings):
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} tokens, the text model {known}: give its own"
+            )
+        max_length = whole("max_length", max_length, 1, _positions(model.config))
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
         self.projection: nn.Linear | None = None  # see reduce
         self._cache: dict[bytes, Tensor] = {}  # what was read -> (T, D)
         self._cache_bytes = 0
         self._frozen = False
         self.frozen = frozen
-        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
+        self.register_load_state_dict_post_hook(_forget_all)
 
     @classmethod
     def from_captions(
@@ -80,9 +90,9 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: the captions hold no word, or ``dim`` is not a multiple of 32.
         """
-        if dim % 32:
+        if whole("dim", dim, 32) % 32:
             raise ValueError(f"dim = {dim} is not a multiple of 32")
-        tokenizer = word_tokenizer(captions, max_length)
+        tokenizer = word_tokenizer(captions, whole("max_length", max_length))
         config = transformers.BertConfig(
             vocab_size=len(tokenizer), hidden_size=dim, num_hidden_layers=layers,
             num_attention_heads=dim // 32, intermediate_size=4 * dim, max_position_embeddings=max_length,
@@ -116,15 +126,16 @@ class TextEncoder(nn.Module):
         """
         place = locate_pretrained(name)
         try:
-            config = transformers.AutoConfig.from_pretrained(place)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+            with nothing_runs(name):
+                config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise FileNotFoundError(f"no text encoder {str(name)!r}: {first_line(error)}") from error
-        with quiet_loading():
-            whole = _architecture(config, name).from_pretrained(
-                place, dtype=torch.float32, attn_implementation="eager"
+        with nothing_runs(name), checked_weights(place):
+            both = _architecture(config, name).from_pretrained(
+                place, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
             )
-        model = whole.text_model if isinstance(whole, transformers.CLIPModel) else whole
+        model = both.text_model if isinstance(both, transformers.CLIPModel) else both
         most = min(tokenizer.model_max_length, _positions(model.config), 512)
         if max_length is None:
             max_length = most
@@ -199,13 +210,19 @@ class TextEncoder(nn.Module):
             values: B strings; the empty one is no condition at all. Numbers pass as they are.
 
         Raises:
-            ValueError: a string in place of a list of strings, an empty list, or an entry that is no string.
+            ValueError: a string in place of a list of strings, an empty list, or an entry that is no string;
+                a tensor that does not hold token numbers.
 
         Warns:
             UserWarning: a word is not known, or a caption too long; see
                 :func:`~minidiff.text.tokens.token_ids`.
         """
         if isinstance(values, Tensor):
+            if values.ndim != 2 or values.is_floating_point():
+                raise ValueError(
+                    f"a tensor {tuple(values.shape)} of {values.dtype} is no text, which this model reads: "
+                    "for labels give Diffusion(..., encoder=LabelEncoder(num_classes))"
+                )
             return values
         return token_ids(self.tokenizer, values, self.max_length)
 
@@ -302,13 +319,21 @@ class TextEncoder(nn.Module):
         """The encoder that :meth:`config` described, with the tokenizer in ``folder``, untrained."""
         settings = dict(config["model"])
         model_config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
-        model = _architecture(model_config, folder).from_config(model_config, attn_implementation="eager")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(Path(folder))
+        model = _architecture(model_config, folder).from_config(
+            model_config, attn_implementation="eager", trust_remote_code=False
+        )
+        with nothing_runs(folder):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(Path(folder), trust_remote_code=False)
         frozen = config.get("frozen", False)  # not in files of the first version
         encoder = cls(_without_pooler(model), tokenizer, config["max_length"], frozen=frozen)
         if dim := config.get("reduced_to"):
             encoder.projection = nn.Linear(encoder.dim, dim).requires_grad_(not frozen)
         return encoder
+
+
+def _forget_all(encoder: TextEncoder, keys: Any) -> None:
+    """Other weights, other states. A function, since a lambda could not be pickled."""
+    encoder._forget()
 
 
 def _architecture(config: transformers.PretrainedConfig, name: StrPath) -> Any:

@@ -75,7 +75,10 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_l
         raise ValueError("no captions: give a list with at least one; '' stands for anything")
     for caption in captions:
         if not isinstance(caption, str):
-            raise ValueError(f"caption {caption!r} is no string: '' stands for no caption")
+            raise ValueError(
+                f"caption {caption!r} is no string: '' stands for no caption, and for labels there is "
+                "LabelEncoder"
+            )
     batch = tokenizer(
         list(captions), padding=True, truncation=True, max_length=max_length,
         return_tensors="pt", return_token_type_ids=False, return_offsets_mapping=True,
