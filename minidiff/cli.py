@@ -166,16 +166,23 @@ def train(
     quiet = not processes().is_main_process
     # tqdm counts what was done before towards the bar, not towards the rate.
     done = saved_steps(output) if resume else 0
+    if done >= recipe.steps:
+        say(f"{output} has made its {done} steps: give more --steps to go on")
+        return
     bar = tqdm(total=recipe.steps, initial=done, unit="step", desc=Path(what).name, disable=quiet)
     mean = RunningMean()
     try:
         for step in fitting:
             bar.update(step.index + 1 - bar.n)
             bar.set_postfix(loss=f"{mean(step.loss):.4f}", refresh=False)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
         bar.close()
-        say("stopped and saved; the same command with --resume goes on from here")
-        raise typer.Exit(130) from None
+        saved = saved_steps(output) if (output / "training.safetensors").is_file() else 0
+        after = (
+            f"saved after step {saved}; the same command with --resume goes on" if saved else "nothing saved"
+        )
+        say(f"stopped, {after}")
+        raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 1)) from None
     finally:
         bar.close()  # what is said next, an error for one, begins a new line
     say(f"{output}  ({time.monotonic() - started:.0f} s)")

@@ -243,7 +243,7 @@ class Diffusion(nn.Module):
         with open_weights(folder / "model.safetensors") as handle:
             shapes = {todays_name(key): shape for key, shape in shapes_in(handle).items()}
             try:
-                config = _read_config(file)
+                config = read_config(file)
                 if (kind := config.get("model", "Diffusion")) != cls.__name__:
                     raise ValueError(f"{folder} holds a {kind}: load it with {kind}.from_pretrained")
                 with at_most(2 * len(shapes) + 64), torch.device("meta"):  # shapes without memory
@@ -377,9 +377,20 @@ def _describe(part: Any) -> dict[str, Any]:
     return {"name": kind.__name__, **(part.config() if callable(part.config) else part.config)}
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    """What a model's config.json says, in today's format."""
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+def read_config(file: Path) -> dict[str, Any]:
+    """What a model's config.json says, in today's format.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no JSON, or not one of this library's.
+    """
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        known = isinstance(config, dict) and config["format"] in ("minidiff-1", "minidiff-2")
+    except (ValueError, KeyError, RecursionError) as error:
+        raise ValueError(f"{file} is not a minidiff model: {first_line(error)}") from error
+    if not known:
+        raise ValueError(f"{file} is not a minidiff model, or one of a later version of minidiff")
     if config["format"] == "minidiff-1":
         config["encoder"] = config.pop("text")
         if config["encoder"] is not None:
