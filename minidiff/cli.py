@@ -313,7 +313,7 @@ def say(text: str) -> None:
         typer.echo(text, err=True)
 
 
-class OnceAKind:
+class FewOfAKind:
     """Prints warnings on a line of their own, above a bar if there is one, and of a kind the first five: a
     folder may have thousands of captions that are too long. A kind is what stands before the first colon."""
 
@@ -321,7 +321,7 @@ class OnceAKind:
         self.seen: Counter[str] = Counter()
 
     def __call__(self, message: Warning | str, *_: Any) -> None:
-        kind, _, rest = str(message).partition(":")
+        kind, *rest = str(message).split(":", 1)
         self.seen[kind] += 1
         if self.seen[kind] <= MOST_OF_A_KIND or not rest:
             more = " (more of this kind are not shown)" if self.seen[kind] == MOST_OF_A_KIND and rest else ""
@@ -339,7 +339,7 @@ def check_image_name(path: Path) -> None:
 
 def main() -> None:
     """Run the command; an error is one line on standard error and exit code 1, never a traceback."""
-    warnings.showwarning = OnceAKind()
+    warnings.showwarning = FewOfAKind()
     try:
         app()
     except (ValueError, OSError, RuntimeError, MemoryError) as error:

@@ -3,13 +3,18 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from runs import data, fresh, weights_of
 from test_cli import run
 
+import minidiff as md
 from minidiff import fit
 from minidiff.recipes import get_recipe
 from minidiff.state import saved_steps
@@ -68,6 +73,42 @@ def test_another_seed_is_another_run(begun, tmp_path):
     again = fit.fit(recipe(tmp_path / "data", 2), tmp_path / "run", resume=True, seed=7)
     with pytest.raises(ValueError, match="holds a run with seed 0, not 7: resume it with that"):
         next(again)
+
+
+def test_a_broken_step_is_neither_taken_nor_saved(tmp_path):
+    """The file of the step before stays, and the weights are those it holds."""
+    model, good = fresh("v"), data(8, 2).float()
+    steps = md.train(model, [good, good, good * torch.nan], 9, precision="fp32")
+    for _ in range(2):
+        step = next(steps)
+        step.save(tmp_path)
+    file = (tmp_path / "training.safetensors").read_bytes()
+    before = weights_of(model)
+    with pytest.raises(RuntimeError, match=r"step 3: the loss \(nan\) .* the batch holds such numbers"):
+        next(steps)
+    assert torch.equal(weights_of(model), before)
+    with pytest.raises(RuntimeError, match="is no number: a smaller learning rate may help"):
+        step.save(tmp_path)
+    assert (tmp_path / "training.safetensors").read_bytes() == file
+
+
+def test_the_lock_falls_with_the_process(tmp_path):
+    """However it ends."""
+    script = """
+        import filelock, sys, time
+        lock = filelock.FileLock(sys.argv[1])
+        lock.acquire()
+        print(1, flush=True)
+        time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / ".lock")]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "1\n"
+    with pytest.raises(FileExistsError, match="another process trains into"):
+        fit.held(tmp_path)
+    other.kill()
+    other.wait()
+    fit.held(tmp_path).release()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
