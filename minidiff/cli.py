@@ -339,7 +339,7 @@ def check_image_name(path: Path) -> None:
 
 def main() -> None:
     """Run the command; an error is one line on standard error and exit code 1, never a traceback."""
-    warnings.showwarning = FewOfAKind()
+    warnings.showwarning = FewOfAKind()  # type: ignore[assignment]
     try:
         app()
     except (ValueError, OSError, RuntimeError, MemoryError) as error:

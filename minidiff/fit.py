@@ -1,5 +1,6 @@
 """A training run on disk: what ``minidiff train`` does with a recipe, step by step."""
 
+import shutil
 import signal
 import threading
 import types
@@ -17,7 +18,7 @@ from minidiff.data import Batches
 from minidiff.denoiser import Diffusion
 from minidiff.denoiser.diffusion import network_from_config, read_config
 from minidiff.device import bytes_on_device
-from minidiff.files import StrPath, check_place
+from minidiff.files import SAVING, StrPath, check_place
 from minidiff.pipeline import TextToImage
 from minidiff.pixels import save_grid
 from minidiff.recipes import Recipe
@@ -99,7 +100,13 @@ def _fit(
 
     log = LossLog(output / "loss.csv", batch_size * processes().num_processes, before)
     output.mkdir(parents=True, exist_ok=True)
-    with held(output), _interrupts_between_steps() as interrupted:
+    lock = held(output)
+    if processes().is_main_process:
+        for unfinished in output.rglob(
+            f"{SAVING}*"
+        ):  # by a process that was killed: nobody else has the lock
+            shutil.rmtree(unfinished, ignore_errors=True)
+    with lock, _interrupts_between_steps() as interrupted:
         for step in steps:
             count = step.index + 1
             if step.is_main_process and (count % LOG_EVERY == 0 or count == recipe.steps):

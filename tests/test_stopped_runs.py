@@ -92,6 +92,16 @@ def test_a_broken_step_is_neither_taken_nor_saved(tmp_path):
     assert (tmp_path / "training.safetensors").read_bytes() == file
 
 
+def test_what_a_kill_left_is_swept_up(begun, tmp_path):
+    """Folders of unfinished files, as large as a checkpoint."""
+    shutil.copytree(begun / "run", tmp_path, dirs_exist_ok=True)
+    for left in (tmp_path / ".saving-a", tmp_path / "samples" / ".saving-b"):
+        left.mkdir()
+        (left / "training.safetensors").write_bytes(b"half")
+    next(fit.fit(recipe(begun / "data", 2), tmp_path, resume=True, sample_every=99))
+    assert not list(tmp_path.rglob(".saving-*"))
+
+
 def test_the_lock_falls_with_the_process(tmp_path):
     """However it ends."""
     script = """
