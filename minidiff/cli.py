@@ -6,6 +6,7 @@ answered without loading transformers.
 
 import copy
 import json
+import math
 import secrets
 import sys
 import time
@@ -40,6 +41,8 @@ Interval = Annotated[
     typer.Option(metavar="LOW HIGH", help="Times, 0 data to 1 noise, when guidance acts."),
 ]
 
+MOST_BYTES = 10**9
+"""So large may a file of pictures be before it is packed."""
 MOST_OF_A_KIND = 5
 """So many warnings of a kind are shown."""
 
@@ -86,6 +89,10 @@ def sample(
     if seed is None:
         seed = secrets.randbelow(2**31)
     pipe = TextToImage.from_pretrained(model)
+    if num_images * scale**2 * math.prod(pipe.model.shape or ()) > MOST_BYTES:
+        raise ValueError(
+            f"--num-images {num_images} at --scale {scale} is more than one file can hold: draw fewer"
+        )
     drawn = pipe(
         prompt, num_images=num_images, steps=steps, guidance=guidance, negative=negative,
         interval=interval, rescale=rescale, seed=seed, sampler=sampler,

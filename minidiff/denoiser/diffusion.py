@@ -408,9 +408,9 @@ def _parts(config: dict[str, Any], file: Path, net: Any, encoder: Any) -> dict[s
 
 
 def _misfit(part: str, module: nn.Module | None, shapes: Shapes) -> str | None:
-    """How the weights in a file, by their shapes, do not fit a part of a model; None if they do."""
+    """What a part of a model needs and a file, by the shapes in it, has not; None if it has all."""
     needed = {} if module is None else {f"{part}.{k}": v.shape for k, v in weights(module).items()}
-    return difference(needed, {k: v for k, v in shapes.items() if k.startswith(f"{part}.")})
+    return difference(needed, {k: v for k, v in shapes.items() if k in needed})
 
 
 def network_from_config(config: dict[str, Any], file: Path) -> nn.Module:
