@@ -74,7 +74,7 @@ class TrainingState:
                     # (channels last, say), not as the file has it.
                     like = parameters[int(number)]
                     if value.shape != like.shape:
-                        raise ValueError(f"{key} is {tuple(value.shape)}, not {tuple(like.shape)}")
+                        raise ValueError(f"optimizer.{key} is {tuple(value.shape)}, not {tuple(like.shape)}")
                     value = torch.empty_like(like).copy_(value)
                 moments.setdefault(int(number), {})[name] = value
         except (ValueError, IndexError) as error:
