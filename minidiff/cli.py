@@ -6,6 +6,7 @@ answered without loading transformers.
 
 import copy
 import json
+import math
 import secrets
 import sys
 import time
@@ -40,6 +41,8 @@ Interval = Annotated[
     typer.Option(metavar="LOW HIGH", help="Times, 0 data to 1 noise, when guidance acts."),
 ]
 
+MOST_BYTES = 10**9
+"""So large may a file of pictures be before it is packed."""
 MOST_OF_A_KIND = 5
 """So many warnings of a kind are shown."""
 
@@ -86,6 +89,10 @@ def sample(
     if seed is None:
         seed = secrets.randbelow(2**31)
     pipe = TextToImage.from_pretrained(model)
+    if num_images * scale**2 * math.prod(pipe.model.shape or ()) > MOST_BYTES:
+        raise ValueError(
+            f"--num-images {num_images} at --scale {scale} is more than one file can hold: draw fewer"
+        )
     drawn = pipe(
         prompt, num_images=num_images, steps=steps, guidance=guidance, negative=negative,
         interval=interval, rescale=rescale, seed=seed, sampler=sampler,
@@ -166,16 +173,23 @@ def train(
     quiet = not processes().is_main_process
     # tqdm counts what was done before towards the bar, not towards the rate.
     done = saved_steps(output) if resume else 0
+    if done >= recipe.steps:
+        say(f"{output} has made its {done} steps: give more --steps to go on")
+        return
     bar = tqdm(total=recipe.steps, initial=done, unit="step", desc=Path(what).name, disable=quiet)
     mean = RunningMean()
     try:
         for step in fitting:
             bar.update(step.index + 1 - bar.n)
             bar.set_postfix(loss=f"{mean(step.loss):.4f}", refresh=False)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
         bar.close()
-        say("stopped and saved; the same command with --resume goes on from here")
-        raise typer.Exit(130) from None
+        saved = saved_steps(output) if (output / "training.safetensors").is_file() else 0
+        after = (
+            f"saved after step {saved}; the same command with --resume goes on" if saved else "nothing saved"
+        )
+        say(f"stopped, {after}")
+        raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 1)) from None
     finally:
         bar.close()  # what is said next, an error for one, begins a new line
     say(f"{output}  ({time.monotonic() - started:.0f} s)")
@@ -306,7 +320,7 @@ def say(text: str) -> None:
         typer.echo(text, err=True)
 
 
-class OnceAKind:
+class FewOfAKind:
     """Prints warnings on a line of their own, above a bar if there is one, and of a kind the first five: a
     folder may have thousands of captions that are too long. A kind is what stands before the first colon."""
 
@@ -314,7 +328,7 @@ class OnceAKind:
         self.seen: Counter[str] = Counter()
 
     def __call__(self, message: Warning | str, *_: Any) -> None:
-        kind, _, rest = str(message).partition(":")
+        kind, *rest = str(message).split(":", 1)
         self.seen[kind] += 1
         if self.seen[kind] <= MOST_OF_A_KIND or not rest:
             more = " (more of this kind are not shown)" if self.seen[kind] == MOST_OF_A_KIND and rest else ""
@@ -332,7 +346,7 @@ def check_image_name(path: Path) -> None:
 
 def main() -> None:
     """Run the command; an error is one line on standard error and exit code 1, never a traceback."""
-    warnings.showwarning = OnceAKind()
+    warnings.showwarning = FewOfAKind()  # type: ignore[assignment]
     try:
         app()
     except (ValueError, OSError, RuntimeError, MemoryError) as error:

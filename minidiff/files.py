@@ -17,6 +17,8 @@ StrPath = str | os.PathLike[str]
 """What names a file or folder: a string or a path."""
 SHIPPED = Path(__file__).parent / "checkpoints"
 """The models that come with minidiff, a folder each."""
+SAVING = ".saving-"
+"""How the name of a folder begins in which files are unfinished."""
 
 
 def find_folder(name: StrPath, *files: str) -> Path | None:
@@ -124,7 +126,7 @@ def check_place(path: StrPath, *, folder: bool = False) -> None:
     while not above.exists():
         above = above.parent
     try:
-        tempfile.TemporaryDirectory(dir=above, prefix=".saving-").cleanup()
+        tempfile.TemporaryDirectory(dir=above, prefix=SAVING).cleanup()
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error.strerror}): choose another place") from error
 
@@ -142,7 +144,7 @@ def write_whole(path: StrPath) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as scratch:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=SAVING) as scratch:
         unfinished = Path(scratch) / path.name
         yield unfinished
         os.replace(unfinished, path)
@@ -163,7 +165,7 @@ def fill_folder(folder: StrPath) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=SAVING) as scratch:
         yield Path(scratch)
         files = sorted(Path(scratch).iterdir(), key=lambda file: file.name == "config.json")
         # The rights of any new file: some libraries write some that their owner alone can read.

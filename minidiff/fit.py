@@ -1,6 +1,6 @@
 """A training run on disk: what ``minidiff train`` does with a recipe, step by step."""
 
-import json
+import shutil
 import signal
 import threading
 import types
@@ -11,18 +11,23 @@ from typing import Any
 
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
+from tokenizers import Tokenizer
 
 from minidiff.checks import positive, seed_number
 from minidiff.data import Batches
 from minidiff.denoiser import Diffusion
-from minidiff.denoiser.diffusion import network_from_config
+from minidiff.denoiser.diffusion import network_from_config, read_config
 from minidiff.device import bytes_on_device
-from minidiff.files import StrPath, check_place
+from minidiff.files import SAVING, StrPath, check_place
 from minidiff.pipeline import TextToImage
 from minidiff.pixels import save_grid
 from minidiff.recipes import Recipe
 from minidiff.state import LOG_EVERY, LossLog, saved_steps
 from minidiff.training import Step, processes, train
+
+HANG_UP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+STOPS = {signal.SIGINT, signal.SIGTERM, HANG_UP}
+"""Signals that end a run: of a keyboard, of `docker stop` and Slurm, of a terminal that is closed."""
 
 
 def fit(
@@ -42,8 +47,9 @@ def fit(
     * ``training.safetensors``: what ``resume=True`` goes on from;
     * ``loss.csv``: ``step,loss,lr,images_per_s`` of every tenth step, written as it goes.
 
-    An interrupt (Ctrl-C) lets the step in progress end, writes everything, and is raised again after. What
-    does not fit ``output`` is said at once, before data are drawn or read for a network that needs none.
+    An interrupt (Ctrl-C, SIGTERM or SIGHUP) lets the step in progress end, writes everything, and is raised
+    again after. What does not fit ``output`` is said at once, before data are drawn, or read for a network
+    that needs none.
 
     Args:
         recipe: what to train.
@@ -60,8 +66,9 @@ def fit(
         FileNotFoundError: ``resume`` and there is nothing to resume.
         FileExistsError: not ``resume``, and ``output`` holds a run or a model already; or another process
             writes there.
-        ValueError: ``resume``, and the run in ``output`` is of another network.
+        ValueError: ``resume``, and the run in ``output`` is of another network, size, vocabulary or seed.
         KeyboardInterrupt: after the interrupted run has been saved.
+        SystemExit: the same, with the code that tells the signal, if it was another than Ctrl-C.
     """
     output, seed = Path(output), seed_number(seed)
     positive("lr", recipe.lr)
@@ -93,7 +100,13 @@ def _fit(
 
     log = LossLog(output / "loss.csv", batch_size * processes().num_processes, before)
     output.mkdir(parents=True, exist_ok=True)
-    with held(output), _interrupts_between_steps() as interrupted:
+    lock = held(output)
+    if processes().is_main_process:
+        for unfinished in output.rglob(
+            f"{SAVING}*"
+        ):  # by a process that was killed: nobody else has the lock
+            shutil.rmtree(unfinished, ignore_errors=True)
+    with lock, _interrupts_between_steps() as interrupted:
         for step in steps:
             count = step.index + 1
             if step.is_main_process and (count % LOG_EVERY == 0 or count == recipe.steps):
@@ -102,8 +115,8 @@ def _fit(
                 step.save(output)
                 if step.is_main_process:
                     step.ema.save_pretrained(output, torch.float16)  # half the size, same pictures
-            if interrupted():
-                raise KeyboardInterrupt
+            if number := interrupted():
+                raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
             if step.is_main_process and (count % sample_every == 0 or count == recipe.steps):
                 drawn = TextToImage(step.ema)(recipe.prompts, num_images=8)
                 save_grid(drawn.tensors, output / "samples" / f"step_{count:06d}.png", ncols=8)
@@ -127,8 +140,9 @@ def held(folder: Path) -> BaseFileLock:
 
 
 def _check_network(model: Diffusion, folder: Path) -> None:
-    """Raise ValueError unless the run in ``folder`` is of the same network."""
-    saved = json.loads((folder / "config.json").read_text())["net"]
+    """Raise ValueError unless the run in ``folder`` is of the same network, size and words."""
+    config = read_config(folder / "config.json")
+    saved = config["net"]
     net: Any = getattr(model.net, "_orig_mod", model.net)  # what torch.compile has wrapped
     name = type(net).__name__
     if saved["name"] != name:
@@ -141,26 +155,45 @@ def _check_network(model: Diffusion, folder: Path) -> None:
                 f"{folder} holds a run with {key} = {before.config[key]!r}, not {value!r}: "
                 "resume it with that"
             )
+    if (shape := config["shape"] and tuple(config["shape"])) != model.shape:
+        raise ValueError(f"{folder} holds a run of shape {shape}, not {model.shape}: resume it with that")
+    words: Any = getattr(model.encoder, "tokenizer", None)
+    if words is not None and (folder / "tokenizer.json").is_file():
+        known = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+        if known != words.get_vocab():
+            new = sorted(known.keys() ^ words.get_vocab().keys())[:3]
+            raise ValueError(
+                f"{folder} holds a run that knows other words ({', '.join(new)}, ...): each would read "
+                "another's weights; train anew, or bring the captions back"
+            )
 
 
 @contextmanager
-def _interrupts_between_steps() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a note to be read between steps; a second one acts at once.
+def _interrupts_between_steps() -> Iterator[Callable[[], int]]:
+    """Turn the first Ctrl-C, or other word to stop, into a note to be read between steps: its number, else 0.
+    A second one acts at once.
 
     A step cut in half would leave weights and averages that belong to different steps.
     """
-    caught = threading.Event()
+    caught = [0]
     if threading.current_thread() is not threading.main_thread():
-        yield caught.is_set  # only the main thread is sent signals
+        yield lambda: caught[0]  # only the main thread is sent signals
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in STOPS}
+    if before[HANG_UP] == signal.SIG_IGN:  # as nohup has it
+        del before[HANG_UP]
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def note(number: int, frame: types.FrameType | None) -> None:
-        caught.set()
-        signal.signal(signal.SIGINT, before)
+        caught[0] = number
+        restore()
 
-    signal.signal(signal.SIGINT, note)
+    for number in before:
+        signal.signal(number, note)
     try:
-        yield caught.is_set
+        yield lambda: caught[0]
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

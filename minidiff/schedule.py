@@ -29,6 +29,7 @@ Spacing = Literal["uniform", "trailing", "log_snr", "karras"]
 PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 """What a network of a chain predicts, in the words of ``diffusers``."""
 ALMOST_ZERO = 1e-10  # stands for alpha = 0 where its logarithm is needed
+MOST_LEVELS = 1_000_000  # of a run; more is a slip of the hand
 NOISE_TO_DATA = (0.002, 80.0)
 """Smallest and largest sigma/alpha that the spacings in log-SNR visit (Karras et al. 2022, table 1)."""
 
@@ -88,10 +89,10 @@ class Schedule:
         sigma/alpha = 80 to 0.002, or less where the schedule ends before, and then jump to sigma = 0.
 
         Raises:
-            ValueError: ``n`` is no whole number, smaller than 1, or too large for "trailing", or the spacing
-                unknown.
+            ValueError: ``n`` is no whole number, smaller than 1, beyond a million or too large for
+                "trailing", or the spacing unknown.
         """
-        n = whole("levels: n", n)
+        n = whole("levels: n", n, most=MOST_LEVELS)
         if spacing not in get_args(Spacing):
             known = ", ".join(get_args(Spacing))
             raise ValueError(f"unknown spacing {spacing!r}: choose one of {known}")

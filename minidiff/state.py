@@ -9,6 +9,7 @@ import csv
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -29,10 +30,14 @@ class TrainingState:
         ema: its running average.
         optimizer: one whose moments are tensors shaped like the parameters, as AdamW's.
         writes: False in all processes but one.
+        seed: of the run.
     """
 
-    def __init__(self, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, writes: bool):
-        self.model, self.ema, self.optimizer, self.writes = model, ema, optimizer, writes
+    def __init__(
+        self, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, writes: bool, seed: int
+    ):
+        self.model, self.ema, self.optimizer = model, ema, optimizer
+        self.writes, self.seed = writes, seed
 
     def save(self, folder: Path, steps: int) -> None:
         """Write the state after ``steps`` steps into ``folder``; the file is replaced whole."""
@@ -45,15 +50,18 @@ class TrainingState:
         # Copies: safetensors refuses tensors that share memory, as T5's embedding tables do.
         tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
         with write_whole(folder / "training.safetensors") as unfinished:
-            unfinished.write_bytes(save(tensors, {"training": json.dumps({"steps": steps})}))
+            about = json.dumps({"steps": steps, "seed": self.seed})
+            unfinished.write_bytes(save(tensors, {"training": about}))
 
     def load(self, folder: Path) -> int:
         """Read the state in ``folder`` into model, average and optimizer; return its number of steps.
 
         Raises:
-            ValueError: it is none, or of another model.
+            ValueError: it is none, or of another model or seed.
         """
-        steps = saved_steps(folder)
+        steps, seed = saved_steps(folder), _about(folder).get("seed", self.seed)
+        if seed != self.seed:
+            raise ValueError(f"{folder} holds a run with seed {seed}, not {self.seed}: resume it with that")
         parameters = self.optimizer.param_groups[0]["params"]
         moments: dict[int, dict[str, Tensor]] = {}
         try:
@@ -66,7 +74,7 @@ class TrainingState:
                     # (channels last, say), not as the file has it.
                     like = parameters[int(number)]
                     if value.shape != like.shape:
-                        raise ValueError(f"{key} is {tuple(value.shape)}, not {tuple(like.shape)}")
+                        raise ValueError(f"optimizer.{key} is {tuple(value.shape)}, not {tuple(like.shape)}")
                     value = torch.empty_like(like).copy_(value)
                 moments.setdefault(int(number), {})[name] = value
         except (ValueError, IndexError) as error:
@@ -82,14 +90,21 @@ def saved_steps(folder: StrPath) -> int:
         FileNotFoundError: there is no ``training.safetensors`` in ``folder``.
         ValueError: it holds no training state.
     """
+    return int(_about(folder)["steps"])
+
+
+def _about(folder: StrPath) -> dict[str, Any]:
+    """Steps and, but for the first format, seed of the training state in ``folder``."""
     file = Path(folder) / "training.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"nothing to resume: {file} does not exist")
     with open_weights(file) as handle:
         try:
-            return whole("steps", json.loads(handle.metadata()["training"])["steps"], 0)
+            about: dict[str, Any] = json.loads(handle.metadata()["training"])
+            whole("steps", about["steps"], 0)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file} holds no training state: take the one of a run") from error
+    return about
 
 
 def saved_part(folder: StrPath, part: str) -> dict[str, Tensor]:

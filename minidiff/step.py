@@ -101,8 +101,9 @@ class TrainingStep:
         device = next(model.parameters()).device
         self.share: float | Tensor = torch.ones((), device=device) if in_memory else 1.0
         self.good = torch.ones((), device=device)  # 0 once a loss or a gradient was no number
-        if in_memory:
-            self.skip = optimizer.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]
+        self.skip = torch.zeros((), device=device)
+        if in_memory and optimizer.defaults.get("fused"):
+            optimizer.found_inf = self.skip  # type: ignore[attr-defined]
 
     def prepare(self, lr: float) -> None:
         """Write what the next step reads from memory: its learning rate, and the share of the average."""
@@ -120,7 +121,7 @@ class TrainingStep:
         length = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         self.good *= (loss.detach() + length).isfinite()
         if isinstance(self.share, Tensor):
-            self.skip.copy_(1 - self.good)  # the fused optimizer looks there, and takes no step at 1
+            self.skip.copy_(1 - self.good)  # where the fused optimizer looks: at 1 it takes no step
         elif not bool(self.good):
             return loss.detach()
         self.optimizer.step()

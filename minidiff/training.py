@@ -172,7 +172,7 @@ def train(
         fused=device.type in ("cpu", "cuda"), capturable=on_cuda,
     )  # fmt: skip
     ema = EMA(model, ema_decay)
-    state = TrainingState(model, ema, optimizer, here.is_main_process)
+    state = TrainingState(model, ema, optimizer, here.is_main_process, seed)
     start = 0 if resume is None else state.load(Path(resume))
     objective: nn.Module = _Objective(model, weighting)
     if count > 1:

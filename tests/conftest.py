@@ -39,6 +39,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 SLOW = (
+    "test_bad_folders.py", "test_bad_input.py", "test_exported_schedules.py", "test_guests.py",
+    "test_stopped_runs.py",
     "test_benchmarks_gpu.py", "test_cli.py", "test_cuda.py", "test_doctor.py", "test_examples.py",
     "test_import.py", "test_interop.py", "test_likelihood.py",
     "test_own_networks.py", "test_pipeline.py", "test_recipes.py", "test_resume.py", "test_sampling_exact.py",

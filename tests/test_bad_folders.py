@@ -286,6 +286,10 @@ ENCODERS: dict[str, tuple[Damage, str]] = {
         "no text encoder 'clip': ",
     ),
     "weights cut short": (lambda f: cut(f / "model.safetensors"), "cut short or damaged"),
+    "a tensor missing": (
+        lambda f: changed(lambda s: s.pop("text_model.final_layer_norm.weight"))(f / "model.safetensors"),
+        "clip lack text_model.final_layer_norm.weight and 0 more",
+    ),
     "a pickle": (
         lambda f: written(pickle.dumps(Trap()))(f / "model.safetensors"),
         "is a pickle by that name",

@@ -202,6 +202,15 @@ HERE = ("train", "critters", "-o", "run")
 OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {
     "a seed beyond": (("sample", "a cat", "--seed", BIG), f"seed = {BIG}: use at most 9223372036854775807"),
     "a seed too large": ((*HERE, "--seed", BIG), f"seed = {BIG}: use at most"),
+    "a million pictures": (
+        ("sample", "a cat", "--num-images", 10**6),
+        "--num-images 1000000 at --scale 4 is more",
+    ),
+    "a scale of 10^6": (
+        ("sample", "a cat", "--scale", 10**6),
+        "at --scale 1000000 is more than one file can hold",
+    ),
+    "10^8 steps": (("sample", "a cat", "--steps", 10**8), "levels: n = 100000000: use at most 1000000"),
     "no ending": (("sample", "a cat", "-o", "cat"), "--output cat: no ending is no image format; use .png"),
     "a text file": (
         ("sample", "a cat", "-o", "cat.txt"),

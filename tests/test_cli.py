@@ -234,6 +234,18 @@ def test_the_loss_in_the_bar_is_a_weighted_mean():
         assert shown[n - 1] == pytest.approx(true, rel=1e-12)
 
 
+def test_of_many_warnings_of_a_kind_five_are_shown(capsys):
+    """A folder may have thousands of captions that are too long."""
+    show = cli.FewOfAKind()
+    for i in range(60):
+        show(f"only 32 tokens are read; ignored: {i}")
+    show("something else: 1")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6
+    assert lines[4] == "warning: only 32 tokens are read; ignored: 4 (more of this kind are not shown)"
+    assert lines[5] == "warning: something else: 1"
+
+
 def test_the_bar_counts_from_where_a_resumed_run_begins(minidiff, folder, tmp_path, monkeypatch):
     """Else the rate, and the time it leaves, would count steps that somebody else made."""
     bars = []

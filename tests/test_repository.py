@@ -183,6 +183,17 @@ def test_what_the_ledger_names_exists(label, function, file, test):
     assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text()
 
 
+def test_every_promise_names_a_test():
+    """A row of book/reliable.md ends with the tests that hold it."""
+    rows = re.findall(r"^\| (?!You can|:--).* \| (.*) \|$", (ROOT / "book/reliable.md").read_text(), re.M)
+    assert len(rows) > 25
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
+        assert named, row
+        for file, test in named:
+            assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_mutant_still_fits_the_source(mutant):
     """`make mutants` plants them; a change of the source must not leave one without its place."""

@@ -69,6 +69,29 @@ def run(steps: int, in_memory: bool, wrap=lambda step: step) -> tuple[list[float
 # --- the step ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_step_that_is_no_number_is_not_taken(in_memory):
+    """Neither here nor where nobody can look, as in a recorded step: the optimizer is told in memory."""
+    model = fresh(condition_dim=4)
+    step = step_of(model, in_memory)
+    if in_memory:
+        rate = torch.tensor(0.0)
+        step.optimizer = torch.optim.AdamW(model.parameters(), lr=rate, fused=True)
+        step.optimizer.found_inf = step.skip
+    step.prepare(0.01)
+    step(*arguments(model, 0))
+    assert step.good == 1
+    before, average = weights_of(model), weights_of(step.ema)
+    x0, condition, draws = arguments(model, 1)
+    x0[0, 0] = torch.nan
+    step.prepare(0.01)
+    step(x0, condition, draws)
+    assert step.good == 0
+    assert torch.equal(weights_of(model), before)
+    assert weights_of(step.ema).isfinite().all()
+    assert in_memory or torch.equal(weights_of(step.ema), average)
+
+
 def test_chance_may_be_drawn_before():
     """The loss of some draws is the loss that draws them: times, noise, and whose condition is dropped."""
     model, x0, c = fresh(condition_dim=1), data(500, 2).float(), words(500)

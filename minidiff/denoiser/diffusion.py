@@ -243,7 +243,7 @@ class Diffusion(nn.Module):
         with open_weights(folder / "model.safetensors") as handle:
             shapes = {todays_name(key): shape for key, shape in shapes_in(handle).items()}
             try:
-                config = _read_config(file)
+                config = read_config(file)
                 if (kind := config.get("model", "Diffusion")) != cls.__name__:
                     raise ValueError(f"{folder} holds a {kind}: load it with {kind}.from_pretrained")
                 with at_most(2 * len(shapes) + 64), torch.device("meta"):  # shapes without memory
@@ -377,9 +377,20 @@ def _describe(part: Any) -> dict[str, Any]:
     return {"name": kind.__name__, **(part.config() if callable(part.config) else part.config)}
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    """What a model's config.json says, in today's format."""
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+def read_config(file: Path) -> dict[str, Any]:
+    """What a model's config.json says, in today's format.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no JSON, or not one of this library's.
+    """
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        known = isinstance(config, dict) and config["format"] in ("minidiff-1", "minidiff-2")
+    except (ValueError, KeyError, RecursionError) as error:
+        raise ValueError(f"{file} is not a minidiff model: {first_line(error)}") from error
+    if not known:
+        raise ValueError(f"{file} is not a minidiff model, or one of a later version of minidiff")
     if config["format"] == "minidiff-1":
         config["encoder"] = config.pop("text")
         if config["encoder"] is not None:
@@ -397,9 +408,9 @@ def _parts(config: dict[str, Any], file: Path, net: Any, encoder: Any) -> dict[s
 
 
 def _misfit(part: str, module: nn.Module | None, shapes: Shapes) -> str | None:
-    """How the weights in a file, by their shapes, do not fit a part of a model; None if they do."""
+    """What a part of a model needs and a file, by the shapes in it, has not; None if it has all."""
     needed = {} if module is None else {f"{part}.{k}": v.shape for k, v in weights(module).items()}
-    return difference(needed, {k: v for k, v in shapes.items() if k.startswith(f"{part}.")})
+    return difference(needed, {k: v for k, v in shapes.items() if k in needed})
 
 
 def network_from_config(config: dict[str, Any], file: Path) -> nn.Module:

@@ -75,7 +75,7 @@ class Embedding(nn.Module):
     def forward(self, t: Tensor, condition: Condition | None) -> Tensor:
         angles = t[:, None].float() * self.frequencies  # (B, 32)
         waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (B, 64), float32 until here
-        embedding = self.time(waves.to(self.time[0].weight.dtype))  # (B, width)
+        embedding = self.time(waves.to(next(self.time.parameters()).dtype))  # (B, width)
         if condition is not None and self.pooled is not None:
             embedding = embedding + self.pooled(condition.pooled)
         return F.silu(embedding)

@@ -132,8 +132,13 @@ class TextEncoder(nn.Module):
         except (OSError, ValueError, KeyError) as error:
             raise FileNotFoundError(f"no text encoder {str(name)!r}: {first_line(error)}") from error
         with nothing_runs(name), checked_weights(place):
-            both = _architecture(config, name).from_pretrained(
-                place, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+            both, about = _architecture(config, name).from_pretrained(
+                place, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
+        if missing := sorted(key for key in about["missing_keys"] if "pooler" not in key):
+            raise ValueError(  # they would be random numbers
+                f"the weights in {name} lack {missing[0]} and {len(missing) - 1} more: copy or download them"
             )
         model = both.text_model if isinstance(both, transformers.CLIPModel) else both
         most = min(tokenizer.model_max_length, _positions(model.config), 512)
