@@ -1,10 +1,10 @@
 """Which time's data does a model draw, when its data change while it learns?
 
-A small model learns critters at 32x32. First all of them wear crowns. Then wizard hats come in, a little more in every
-step, until there is nothing else. Half of the captions do not mention the hat, so what a prompt without a hat
-draws tells which share of wizard hats the weights believe in. It is read off for the weights as they are and for
-averages of several decays, a few times on the way. In the end the model goes on with wizard hats alone, or with some of
-the old pictures among the new ones, and is asked for a crown.
+A small model learns critters at 32x32. First all of them wear crowns. Then wizard hats come in, a little
+more in every step, until there is nothing else. Half of the captions do not mention the hat, so what a
+prompt without a hat draws tells which share of wizard hats the weights believe in. It is read off for the
+weights as they are and for averages of several decays, a few times on the way. In the end the model goes on
+with wizard hats alone, or with some of the old pictures among the new ones, and is asked for a crown.
 
     python studies/drift.py
 """
@@ -14,6 +14,7 @@ import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from common import SIZE, options, small_model, write
@@ -83,8 +84,8 @@ def learn(
             print(f"  step {k + 1}, loss {loss.item():.3f}", file=sys.stderr, flush=True)
 
 
-def drawn(model: md.Diffusion, reader: AttributeReader, n: int, hat: str | None) -> dict[str, int]:
-    """Of ``n`` pictures of an animal, without or with a hat in the prompt, how many wear each of the two hats."""
+def drawn(model: Any, reader: AttributeReader, n: int, hat: str | None) -> dict[str, int]:
+    """Of ``n`` pictures, with a hat in the prompt or none, how many wear each of the two hats."""
     prompts = []
     for i in range(n):
         animal = ANIMALS[i % len(ANIMALS)]
