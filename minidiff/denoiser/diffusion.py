@@ -16,11 +16,12 @@ from minidiff.condition import Condition, Encoder, LabelEncoder
 from minidiff.denoiser.dit import DiT
 from minidiff.denoiser.mlp import MLP
 from minidiff.denoiser.unet import UNet
+from minidiff.denoiser.waves import WaveUNet
 from minidiff.files import StrPath, fill_folder, first_line, load_weights, locate, weights
 from minidiff.forward import SIGMA_DATA, NoiseLevel, Prediction, Target, broadcast, from_target
 from minidiff.schedule import Chain, Karras, Schedule, schedule_from_config
 
-NETWORKS: dict[str, Any] = {"UNet": UNet, "DiT": DiT, "MLP": MLP}
+NETWORKS: dict[str, Any] = {"UNet": UNet, "DiT": DiT, "MLP": MLP, "WaveUNet": WaveUNet}
 """The networks that a saved model names; any other is given to :meth:`Diffusion.from_pretrained`."""
 
 
