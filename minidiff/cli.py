@@ -125,7 +125,9 @@ def train(
     conditioning: Annotated[str, typer.Option(help="How text enters: both, pooled or tokens.")] = "both",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step; else the recipe's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate; else the recipe's.")] = None,
-    width: Annotated[int, typer.Option(help="Channels of the U-Net's first level.")] = 64,
+    width: Annotated[
+        int | None, typer.Option(help="Channels of the U-Net's first level; else the recipe's.")
+    ] = None,
     caption_column: CaptionColumn = None,
     sample_every: Annotated[int, typer.Option(min=1, help="Steps between sample grids.")] = 300,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saves.")] = 300,
@@ -146,7 +148,7 @@ def train(
         "caption_column": caption_column, "conditioning": conditioning,
     }  # fmt: skip
     if what in HELPERS:
-        if resume or text_encoder or conditioning != "both" or batch_size or lr or width != 64:
+        if resume or text_encoder or conditioning != "both" or batch_size or lr or width:
             raise ValueError(
                 f"{what} takes none of --resume, --text-encoder, --conditioning, --width, --batch-size and "
                 "--lr: it is trained whole"
@@ -239,9 +241,8 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores as JSON.")] = None,
 ) -> None:
     """Scores with error bars: of critters and tones, how often samples are what the prompt says; of other
-    data, the
-    loss against its floor and the distance to pictures that were held back, in the features of critters-clip
-    (no FID: that is Inception's)."""
+    data, the loss against its floor and the distance to pictures that were held back, in the features of
+    critters-clip (no FID: that is Inception's)."""
     from minidiff.denoiser import Diffusion
     from minidiff.device import default_device
     from minidiff.pipeline import pipeline

@@ -73,7 +73,7 @@ class Options:
         caption_column: column of a folder's metadata that holds the captions; None for the usual names.
         encoder: what reads the captions; None for the recipe's own.
         conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
-        width: channels of the U-Net's first level, a multiple of 32.
+        width: channels of the U-Net's first level, a multiple of 32; None for the recipe's own.
     """
 
     size: int = 64
@@ -83,7 +83,7 @@ class Options:
     caption_column: str | None = None
     encoder: TextEncoder | None = None
     conditioning: Conditioning = "both"
-    width: int = 64
+    width: int | None = None
 
 
 @dataclass
@@ -160,7 +160,7 @@ def text_to_image(
     """
     text = text if isinstance(text, TextEncoder) else TextEncoder.from_captions(text)
     net = UNet(
-        shape[0], options.width, patch=_patch(shape[1]), condition_dim=text.dim,
+        shape[0], options.width or 64, patch=_patch(shape[1]), condition_dim=text.dim,
         conditioning=options.conditioning, positions=positions,
     )  # fmt: skip
     return Diffusion(net, Cosine(), target="x0", encoder=text, shape=shape)
@@ -259,13 +259,13 @@ def tones_recipe(options: Options) -> Recipe:
 
     def build(recipe: Recipe) -> Diffusion:
         text = options.encoder or TextEncoder.from_captions(tones.vocabulary())
-        net = WaveUNet(2 * options.width, condition_dim=text.dim, conditioning=options.conditioning)
+        net = WaveUNet(options.width or 96, condition_dim=text.dim, conditioning=options.conditioning)
         return Diffusion(net, Cosine(), target="x0", encoder=text, shape=(1, tones.SAMPLES))
 
     def score(pipe: TextToImage, recipe: Recipe, **how: Any) -> dict[str, Interval]:
         return tones.evaluate(pipe, **how)
 
-    return Recipe(load, build, score, HEARD, steps=2000, batch_size=64, weighting=faint)
+    return Recipe(load, build, score, HEARD, steps=3000, batch_size=64, weighting=faint)
 
 
 def faint(level: NoiseLevel) -> Tensor:

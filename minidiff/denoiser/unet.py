@@ -44,8 +44,8 @@ class UNet(nn.Module):
 
     Raises:
         ValueError: ``dims`` is neither 1 nor 2, ``width`` is not a multiple of 32, ``attention`` names a
-            level that is not there,
-            ``conditioning`` is unknown, or is "tokens" where no level has attention.
+            level that is not there, ``conditioning`` is unknown, or is "tokens" where no level has
+            attention.
     """
 
     def __init__(

@@ -61,10 +61,10 @@ class WaveUNet(nn.Module):
 
     def __init__(
         self,
-        width: int = 128,
-        multipliers: tuple[int, ...] = (1, 1, 2),
+        width: int = 96,
+        multipliers: tuple[int, ...] = (1, 1, 1),
         blocks: int = 1,
-        frame: int = 64,
+        frame: int = 128,
         attention: tuple[int, ...] = (1, 2),
         condition_dim: int | None = None,
         conditioning: layers.Conditioning = "both",

@@ -21,7 +21,7 @@ SAMPLES = 8192
 TIMBRES = ("bell", "string", "flute", "drum")
 PITCHES = {"low": 220.0, "middle": 329.63, "high": 493.88}
 """Hertz of the lowest partial, which is the strongest: the notes A3, E4 and B4."""
-LOUDNESS = {"soft": 0.2, "loud": 0.7}
+LOUDNESS = {"soft": 0.25, "loud": 0.75}
 """Greatest height of the wave, of 1."""
 LENGTHS = {"short": 0.4, "long": 0.9}
 """Share of the tone's time after which it is damped. That time is the whole sound, or half if there are
