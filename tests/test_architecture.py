@@ -25,7 +25,7 @@ FLOORS = [
     ("text",),
     ("denoiser",),
     ("exact", "loss", "state", "step"),
-    ("training", "sampling"),
+    ("training", "sampling", "masking"),
     ("guidance", "likelihood"),
     ("metrics", "doctor", "interop"),
     ("plots", "data"),
