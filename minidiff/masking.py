@@ -36,7 +36,7 @@ def mask(x: Tensor, t: Tensor, generator: torch.Generator | None = None) -> Tens
 
 
 def masked_loss(denoise: Denoise, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """An estimate of the bound on ``-log p(x)``, in nats for each sequence (Sahoo et al. 2024, eq. 10).
+    """An estimate of the bound on ``-log p(x)``, in nats for each sequence (Sahoo et al. 2024).
 
     The cross-entropy of the hidden tokens, over t. For the exact denoiser its mean *is* ``-log p(x)``.
 

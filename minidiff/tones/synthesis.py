@@ -11,8 +11,7 @@ from minidiff.tones.sound import LENGTHS, LOUDNESS, PITCHES, SAMPLES, Sound, Ton
 DETUNE = 20.0
 """Cents by which a tone may miss its note, either way."""
 BAR, MEMBRANE = (1.0, 2.756, 5.404), (1.0, 1.593, 2.135, 2.295, 2.653)
-"""Frequencies of a struck bar and of a round membrane, as multiples of the lowest (Fletcher & Rossing 1998,
-sections 2.16 and 3.6)."""
+"""Multiples of the lowest frequency at which a bar and a round membrane sound (Fletcher & Rossing 1998)."""
 FADE = 0.03
 """Seconds in which a tone is damped."""
 PARTIALS = {  # timbre: multiples of the pitch, their strengths, how fast they decay
