@@ -166,12 +166,10 @@ class TextToImage:
             raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
         model, count = self.model, len(prompts) * number
         if model.shape is None:
-            shape = (
-                "images: set model.shape = (C, H, W)"
-                if self.axes == 3
-                else "sounds: set model.shape = (1, L)"
-            )
-            raise ValueError(f"the model does not say the shape of its {shape}")
+            wanted = "images: set model.shape = (C, H, W)"
+            if self.axes == 2:
+                wanted = "sounds: set model.shape = (1, L)"
+            raise ValueError(f"the model does not say the shape of its {wanted}")
         shape = model.shape if size is None else (model.shape[0], *size)
         condition = model.encode(prompts)
         empty = [p for p, any_token in zip(prompts, condition.mask.any(1), strict=True) if not any_token]

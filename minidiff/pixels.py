@@ -11,7 +11,9 @@ from minidiff.sounds import from_int16
 
 def from_bytes(pixels: Tensor) -> Tensor:
     """Pixels (...) uint8 as float32 in [-1, 1]; samples of sound, int16, too."""
-    return from_int16(pixels) if pixels.dtype == torch.int16 else pixels.float() / 127.5 - 1
+    if pixels.dtype == torch.int16:
+        return from_int16(pixels)
+    return pixels.float() / 127.5 - 1
 
 
 def to_bytes(x: Tensor) -> Tensor:

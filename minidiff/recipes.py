@@ -262,7 +262,7 @@ def tones_recipe(options: Options) -> Recipe:
         net = WaveUNet(options.width or 96, condition_dim=text.dim, conditioning=options.conditioning)
         return Diffusion(net, Cosine(), target="x0", encoder=text, shape=(1, tones.SAMPLES))
 
-    def score(pipe: TextToImage, recipe: Recipe, **how: Any) -> dict[str, Interval]:
+    def score(pipe: Any, recipe: Recipe, **how: Any) -> dict[str, Interval]:
         return tones.evaluate(pipe, **how)
 
     return Recipe(load, build, score, HEARD, steps=3000, batch_size=64, weighting=faint)

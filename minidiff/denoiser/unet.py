@@ -126,8 +126,8 @@ class UNet(nn.Module):
         shortcut = layers.over(self.shortcut(embedding), x) * x  # shaped like x
         h = self.first(layers.fold(x, self.patch))  # (B, width, H / patch, W / patch)
         if self.positions:
-            grid = (1, *h.shape[2:])[-2:]  # a sequence is one row
-            codes = layers.image_positions(*grid, h.shape[1], h.device)  # (H W / patch², width)
+            rows, columns = (1, *h.shape[2:])[-2:]  # a sequence is one row
+            codes = layers.image_positions(rows, columns, h.shape[1], h.device)  # (H W / patch², width)
             h = h + codes.T.unflatten(1, h.shape[2:]).to(h)
         skips = [h]
         for layer in self.down:
