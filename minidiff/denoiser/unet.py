@@ -148,7 +148,13 @@ class Block(nn.Module):
     2018), followed by attention on the levels that have it."""
 
     def __init__(
-        self, c_in: int, c_out: int, embedding_dim: int, attend: bool, condition_dim: int | None, dims: int
+        self,
+        c_in: int,
+        c_out: int,
+        embedding_dim: int,
+        attend: bool,
+        condition_dim: int | None,
+        dims: int = 2,
     ):
         super().__init__()
         conv = CONV[dims]
