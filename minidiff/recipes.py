@@ -265,7 +265,7 @@ def tones_recipe(options: Options) -> Recipe:
     def score(pipe: Any, recipe: Recipe, **how: Any) -> dict[str, Interval]:
         return tones.evaluate(pipe, **how)
 
-    return Recipe(load, build, score, HEARD, steps=3000, batch_size=64, weighting=faint)
+    return Recipe(load, build, score, HEARD, steps=5000, batch_size=64, weighting=faint)
 
 
 def faint(level: NoiseLevel) -> Tensor:

@@ -5,6 +5,7 @@
   that differ in one thing: they see the wave in lapped frames of 128 samples, or in plain stretches of 128.
 
     python studies/tones.py
+    python studies/tones.py --view
 """
 
 from typing import Any
@@ -53,33 +54,38 @@ def errors(model: md.Diffusion, x0: torch.Tensor, captions: list[str]) -> dict[s
 
 def main() -> None:
     parser = options(__doc__)
+    parser.add_argument("--view", action="store_true", help="compare the views, in place of the scores")
     parser.add_argument("--model", default="tones", help="shipped name or folder")
     parser.add_argument("--prompts", type=int, default=256, help="prompts a split")
     parser.add_argument("--steps", type=int, default=400, help="of the short trainings")
     arguments = parser.parse_args()
-
-    pipe = md.TextToSound.from_pretrained(arguments.model)
-    by_guidance = {}
+    if arguments.view:
+        write("tones_view", settings={"steps": arguments.steps}, **{"by view": views(arguments.steps)})
+        return
+    pipe, found = md.TextToSound.from_pretrained(arguments.model), {}
     for scale in SCALES:
         scores = tones.evaluate(pipe, prompts=arguments.prompts, guidance=scale)
-        by_guidance[f"{scale:g}"] = {name: score._asdict() for name, score in scores.items()}
+        found[f"{scale:g}"] = {name: score._asdict() for name, score in scores.items()}
         print(scale, {name: str(score) for name, score in scores.items()}, flush=True)
+    write("tones", settings={"prompts": arguments.prompts}, **{"by guidance": found})
 
+
+def views(steps: int) -> dict[str, dict[str, float]]:
+    """The errors of both networks after ``steps`` steps."""
     recipe = get_recipe("tones", images=4000)
     fresh = tones.Tones(256, seed=2**29 + 7)
     x0, captions = from_int16(fresh.waves()), [fresh.caption(i) for i in range(256)]
-    by_view = {}
+    found = {}
     for name in ("lapped frames", "plain stretches"):
         torch.manual_seed(0)
         model = get_recipe("tones").model if name == "lapped frames" else plain_view(recipe.model)
         batches = Batches(recipe.source.images, recipe.source.caption, 64)
-        for step in md.train(model, batches, arguments.steps, weighting=recipe.weighting):
+        for step in md.train(model, batches, steps, weighting=recipe.weighting):
             if step.index % 100 == 99:
                 print(name, step.index + 1, round(step.loss, 4), flush=True)
-        by_view[name] = errors(step.ema, x0, captions)
-        print(name, by_view[name], flush=True)
-    settings = {"prompts": arguments.prompts, "steps of the short trainings": arguments.steps}
-    write("tones", settings=settings, **{"by guidance": by_guidance, "by view": by_view})
+        found[name] = errors(step.ema, x0, captions)
+        print(name, found[name], flush=True)
+    return found
 
 
 if __name__ == "__main__":
