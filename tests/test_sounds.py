@@ -97,6 +97,12 @@ def test_a_unet_of_one_dimension_is_rebuilt_from_its_file(tmp_path):
     torch.testing.assert_close(again(x, level), md.Diffusion(net, md.Cosine())(x, level))
 
 
+def test_a_unet_may_have_other_channels_at_its_end():
+    net = perturbed(md.UNet(2, 32, (1, 1), patch=2, attention=(1,), dims=1, out_channels=6))
+    assert net(randn(1, 2, 16), torch.tensor([0.5])).shape == (1, 6, 16)
+    assert net.shortcut is None
+
+
 def test_other_numbers_of_dimensions_are_refused():
     with pytest.raises(ValueError, match="dims = 3: 2 is for images, 1 for sequences"):
         md.UNet(dims=3)
@@ -106,8 +112,17 @@ def test_other_numbers_of_dimensions_are_refused():
         md.WaveUNet(32, (1, 1), frame=16, attention=(1,))(torch.zeros(1, 1, 24), torch.tensor([0.5]))
 
 
+def test_the_gate_keeps_a_share_of_what_is_seen():
+    """At first all gates are shut. With all gates open and nothing added, the wave passes."""
+    net = md.WaveUNet(32, (1, 1), frame=16, attention=(1,))
+    x, t = randn(2, 1, 64).float(), torch.tensor([0.2, 0.8])
+    assert (net(x, t) == 0).all()
+    torch.nn.init.constant_(net.net.last.bias[16:], 1.0)
+    torch.testing.assert_close(net(x, t), x, atol=1e-5, rtol=0)
+
+
 def test_the_wave_unet_is_a_unet_between_a_rotation_and_its_way_back():
-    net = perturbed(md.WaveUNet(32, (1, 1), frame=16, attention=(1,))).float()
+    net = perturbed(md.WaveUNet(32, (1, 1), frame=16, attention=(1,), gate=False)).float()
     x, t = randn(2, 1, 64).float(), torch.tensor([0.2, 0.8])
     by_hand = from_frames(net.net(to_frames(x, net.basis), t), net.basis)
     torch.testing.assert_close(net(x, t), by_hand)

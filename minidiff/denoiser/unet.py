@@ -41,6 +41,8 @@ class UNet(nn.Module):
             everywhere alike and learns of positions only from the edges of the picture, which is too
             little where a prompt says "left of" (Liu et al. 2018).
         dims: 2 for images (B, C, H, W), 1 for sequences (B, C, L): sounds, time series.
+        out_channels: channels of the output; None for as many as come in. With another number there is no
+            shortcut.
 
     Raises:
         ValueError: ``dims`` is neither 1 nor 2, ``width`` is not a multiple of 32, ``attention`` names a
@@ -60,6 +62,7 @@ class UNet(nn.Module):
         conditioning: layers.Conditioning = "both",
         positions: bool = False,
         dims: int = 2,
+        out_channels: int | None = None,
     ):
         super().__init__()
         if dims not in (1, 2):
@@ -72,6 +75,7 @@ class UNet(nn.Module):
             "channels": channels, "width": width, "multipliers": list(multipliers), "blocks": blocks,
             "patch": patch, "attention": list(attention), "condition_dim": condition_dim,
             "conditioning": conditioning, "positions": positions, "dims": dims,
+            "out_channels": out_channels,
         }  # fmt: skip
         pooled_dim, token_dim = layers.condition_widths(condition_dim, conditioning, bool(attention))
         self.channels, self.patch, self.condition_dim = channels, patch, condition_dim
@@ -101,8 +105,9 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(conv(c, c, 3, padding=1))
         self.norm = nn.GroupNorm(8, c)
-        self.last = layers.zero_init(conv(c, channels * patch**dims, 3, padding=1))
-        self.shortcut = layers.zero_init(nn.Linear(4 * width, channels))
+        self.last = layers.zero_init(conv(c, (out_channels or channels) * patch**dims, 3, padding=1))
+        straight = out_channels in (None, channels)
+        self.shortcut = layers.zero_init(nn.Linear(4 * width, channels)) if straight else None
         if dims == 2:
             self.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and GPU
 
@@ -115,7 +120,7 @@ class UNet(nn.Module):
             condition: for each sample what it should show, or None.
 
         Returns:
-            Tensor shaped like ``x``.
+            Tensor shaped like ``x``, with ``out_channels`` channels.
 
         Raises:
             ValueError: ``x`` does not have that shape, or the condition not that width.
@@ -123,7 +128,9 @@ class UNet(nn.Module):
         layers.check_shape(x, self.channels, self.multiple, self.dims)
         layers.check_condition(condition, self.condition_dim)
         embedding = self.embedding(t, condition)  # (B, 4 * width)
-        shortcut = layers.over(self.shortcut(embedding), x) * x  # shaped like x
+        shortcut: Tensor | float = 0.0
+        if self.shortcut is not None:
+            shortcut = layers.over(self.shortcut(embedding), x) * x  # shaped like x
         h = self.first(layers.fold(x, self.patch))  # (B, width, H / patch, W / patch)
         if self.positions:
             rows, columns = (1, *h.shape[2:])[-2:]  # a sequence is one row

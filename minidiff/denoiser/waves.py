@@ -53,6 +53,9 @@ class WaveUNet(nn.Module):
 
     Args:
         frame: samples between frames, and frequencies in each.
+        gate: let the network say, for each frequency of each frame, how much of what it sees to keep, besides
+            what to add. Noise fills all channels and a tone few; a layer that is narrower than the frame
+            cannot carry the noise along to take it away, but it can shut a gate.
         width, multipliers, blocks, attention, condition_dim, conditioning: as for :class:`UNet`.
 
     Raises:
@@ -68,25 +71,19 @@ class WaveUNet(nn.Module):
         attention: tuple[int, ...] = (1, 2),
         condition_dim: int | None = None,
         conditioning: layers.Conditioning = "both",
+        gate: bool = True,
     ):
         super().__init__()
         self.net = UNet(
-            frame,
-            width,
-            multipliers,
-            blocks,
-            1,
-            attention,
-            condition_dim,
-            conditioning,
-            positions=True,
-            dims=1,
-        )
+            frame, width, multipliers, blocks, 1, attention, condition_dim, conditioning, positions=True,
+            dims=1, out_channels=2 * frame if gate else None,
+        )  # fmt: skip
         self.config = {
             "width": width, "multipliers": list(multipliers), "blocks": blocks, "frame": frame,
             "attention": list(attention), "condition_dim": condition_dim, "conditioning": conditioning,
+            "gate": gate,
         }  # fmt: skip
-        self.multiple, self.condition_dim = frame * self.net.multiple, condition_dim
+        self.multiple, self.condition_dim, self.gate = frame * self.net.multiple, condition_dim, gate
         self.basis: Tensor
         self.register_buffer("basis", lapped_basis(frame), persistent=False)
 
@@ -109,4 +106,8 @@ class WaveUNet(nn.Module):
             frames = to_frames(x.to(self.basis), self.basis)  # (B, frame, L / frame)
         out = self.net(frames, t, condition)
         with torch.autocast(x.device.type, enabled=False):
-            return from_frames(out.to(self.basis), self.basis)
+            out = out.to(self.basis)
+            if self.gate:
+                add, keep = out.chunk(2, dim=1)
+                out = add + keep * frames
+            return from_frames(out, self.basis)

@@ -25,8 +25,8 @@ PADDED = 32768
 """Samples of a tone with zeros after it: its spectrum is then read every quarter of a hertz."""
 RATIOS = (1.0, 1.593, 2.0, 2.135, 2.295, 2.653, 2.756, 3.0, 4.0, 5.0, 5.404)
 """Multiples of the pitch at which partials are looked for: those that bars, membranes and strings have."""
-FLOOR = 1e-4
-"""Shares of the energy below this, -40 dB, count as this."""
+FLOOR = 1e-3
+"""Shares of the energy below this, -30 dB, count as this."""
 EXAMPLES, FIRST = 2000, 2**30
 """Renders that the ears are fitted to, and the seed of their data set, which no recipe trains on."""
 
