@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Argument(help="Shipped model, folder of a run, or hub id.")]
 Trained = Annotated[
     str | None,
-    typer.Argument(help="What it was trained on: critters, critters-duo, fashion-mnist, or a folder."),
+    typer.Argument(help="What it was trained on: critters, critters-duo, fashion-mnist, tones, or a folder."),
 ]
 DataRoot = Annotated[Path | None, typer.Option(help="Where Fashion-MNIST is.")]
 CaptionColumn = Annotated[str | None, typer.Option(help="Column of a folder's metadata with the captions.")]
@@ -67,10 +67,12 @@ def options(
 
 @app.command()
 def sample(
-    prompt: Annotated[str, typer.Argument(help="What to draw, e.g. 'a cat in a top hat'.")],
+    prompt: Annotated[str, typer.Argument(help="What to draw or play, e.g. 'a cat in a top hat'.")],
     model: Annotated[str, typer.Option(help="Shipped model, folder, or hub id.")] = "critters",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Image file to write.")] = Path("sample.png"),
-    num_images: Annotated[int, typer.Option(min=1, help="How many, side by side.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File; else sample.png or .wav.")
+    ] = None,
+    num_images: Annotated[int, typer.Option(min=1, help="How many, side by side or one by one.")] = 1,
     steps: SamplingSteps = 20,
     guidance: Guidance = 3.0,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
@@ -80,24 +82,38 @@ def sample(
     sampler: Sampler = "dpmpp_2m",
     scale: Annotated[int, typer.Option(min=1, help="Enlarge each pixel this many times.")] = 4,
 ) -> None:
-    """Draw images for a prompt and write them into one file."""
-    from minidiff.pipeline import TextToImage
+    """Draw images, or play sounds, for a prompt and write them into one file."""
+    from minidiff.denoiser import Diffusion
+    from minidiff.device import default_device
+    from minidiff.pipeline import TextToSound, pipeline
     from minidiff.pixels import save_grid
+    from minidiff.sounds import save_wav
 
-    check_image_name(output)
-    check_place(output)
+    if output is not None:
+        check_name(output)
+        check_place(output)
     if seed is None:
         seed = secrets.randbelow(2**31)
-    pipe = TextToImage.from_pretrained(model)
-    if num_images * scale**2 * math.prod(pipe.model.shape or ()) > MOST_BYTES:
+    pipe = pipeline(Diffusion.from_pretrained(model, default_device()))
+    how: dict[str, Any] = {
+        "steps": steps, "guidance": guidance, "negative": negative, "interval": interval, "rescale": rescale,
+        "seed": seed, "sampler": sampler,
+    }  # fmt: skip
+    sounds = isinstance(pipe, TextToSound)
+    output = output or Path("sample.wav" if sounds else "sample.png")
+    check_place(output)
+    if sounds != (output.suffix.lower() == ".wav"):
+        raise ValueError(
+            f"--output {output}: {model} makes {'sounds: use .wav' if sounds else 'images: use .png'}"
+        )
+    if num_images * (1 if sounds else scale**2) * math.prod(pipe.model.shape or ()) > MOST_BYTES:
         raise ValueError(
             f"--num-images {num_images} at --scale {scale} is more than one file can hold: draw fewer"
         )
-    drawn = pipe(
-        prompt, num_images=num_images, steps=steps, guidance=guidance, negative=negative,
-        interval=interval, rescale=rescale, seed=seed, sampler=sampler,
-    )  # fmt: skip
-    save_grid(drawn.tensors, output, scale=scale)
+    if isinstance(pipe, TextToSound):
+        save_wav(pipe(prompt, num_sounds=num_images, **how).tensors, output)
+    else:
+        save_grid(pipe(prompt, num_images=num_images, **how).tensors, output, scale=scale)
     typer.echo(f"{output}  ({num_images} x {prompt!r}, seed {seed})")
 
 
@@ -106,7 +122,7 @@ def train(
     what: Annotated[
         str,
         typer.Argument(
-            help="critters, critters-duo, fashion-mnist, a folder; critters-clip, critters-duo-clip, "
+            help="critters, critters-duo, fashion-mnist, tones, a folder; critters-clip, critters-duo-clip, "
             "critters-reader, critters-duo-reader."
         ),
     ],
@@ -115,13 +131,17 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where --output stopped.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and noise.")] = 0,
     size: Annotated[int, typer.Option(help="Height and width, for critters and folders.")] = 64,
-    images: Annotated[int, typer.Option(min=128, help="Pictures of critters to draw.")] = 40_000,
+    images: Annotated[
+        int | None, typer.Option(min=128, help="Critters or tones to make; else the recipe's.")
+    ] = None,
     data_root: DataRoot = None,
     text_encoder: Annotated[str | None, typer.Option(help="Folder or hub id of a frozen encoder.")] = None,
     conditioning: Annotated[str, typer.Option(help="How text enters: both, pooled or tokens.")] = "both",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step; else the recipe's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate; else the recipe's.")] = None,
-    width: Annotated[int, typer.Option(help="Channels of the U-Net's first level.")] = 64,
+    width: Annotated[
+        int | None, typer.Option(help="Channels of the U-Net's first level; else the recipe's.")
+    ] = None,
     caption_column: CaptionColumn = None,
     sample_every: Annotated[int, typer.Option(min=1, help="Steps between sample grids.")] = 300,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saves.")] = 300,
@@ -143,7 +163,7 @@ def train(
         "caption_column": caption_column, "conditioning": conditioning,
     }  # fmt: skip
     if what in HELPERS:
-        if resume or text_encoder or conditioning != "both" or batch_size or lr or width != 64:
+        if resume or text_encoder or conditioning != "both" or batch_size or lr or width:
             raise ValueError(
                 f"{what} takes none of --resume, --text-encoder, --conditioning, --width, --batch-size and "
                 "--lr: it is trained whole"
@@ -168,7 +188,8 @@ def train(
     parameters = sum(p.numel() for p in recipe.model.parameters()) / 1e6
     for note in recipe.source.notes:
         say(note)
-    say(f"{len(recipe.source.images)} images, {parameters:.1f} M parameters, {recipe.steps} steps")
+    kind = "images" if recipe.source.images.ndim == 4 else "sounds"
+    say(f"{len(recipe.source.images)} {kind}, {parameters:.1f} M parameters, {recipe.steps} steps")
     started = time.monotonic()
     quiet = not processes().is_main_process
     # tqdm counts what was done before towards the bar, not towards the rate.
@@ -242,15 +263,17 @@ def evaluate(
     caption_column: CaptionColumn = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores as JSON.")] = None,
 ) -> None:
-    """Scores with error bars: of critters, how often pictures show what the prompt says; of other data, the
-    loss against its floor and the distance to pictures that were held back, in the features of critters-clip
-    (no FID: that is Inception's)."""
-    from minidiff.pipeline import TextToImage
+    """Scores with error bars: of critters and tones, how often samples are what the prompt says; of other
+    data, the loss against its floor and the distance to pictures that were held back, in the features of
+    critters-clip (no FID: that is Inception's)."""
+    from minidiff.denoiser import Diffusion
+    from minidiff.device import default_device
+    from minidiff.pipeline import pipeline
     from minidiff.recipes import get_recipe
 
     if output is not None:
         check_place(output)
-    pipe = TextToImage.from_pretrained(model)
+    pipe = pipeline(Diffusion.from_pretrained(model, default_device()))
     data = data or guess_data(pipe.model)
     if data is None:
         raise ValueError("its words do not tell what it draws: say so, with a recipe or a folder")
@@ -288,7 +311,7 @@ def doctor(
     x0, captions = None, None
     if data is not None:
         if diffusion.shape is None:
-            raise ValueError("the model does not say the shape of its images: look at it from Python")
+            raise ValueError("the model does not say the shape of its samples: look at it from Python")
         source = get_recipe(
             data, size=diffusion.shape[-1], images=samples, seed=seed, data_root=data_root,
             caption_column=caption_column,
@@ -307,8 +330,11 @@ def doctor(
 
 def guess_data(model: "Diffusion") -> str | None:
     """The recipe whose data a model draws, as far as the words it knows tell."""
-    from minidiff.critters.scores import count_of
+    from minidiff import tones
+    from minidiff.critters.scores import count_of, unknown_words
 
+    if not unknown_words(model, tones.vocabulary()):
+        return "tones"
     return {1: "critters", 2: "critters-duo", None: None}[count_of(model)]
 
 
@@ -335,13 +361,15 @@ class FewOfAKind:
             tqdm.write(f"warning: {message}{more}", file=sys.stderr)
 
 
-def check_image_name(path: Path) -> None:
-    """Raise ValueError unless Pillow can write a file of that name, before any work is done."""
+def check_name(path: Path) -> None:
+    """Raise ValueError unless pictures or sounds can be written to a file of that name, before any work is
+    done."""
     from PIL import Image
 
     Image.init()
-    if path.suffix.lower() not in Image.EXTENSION:
-        raise ValueError(f"--output {path}: {path.suffix or 'no ending'} is no image format; use .png")
+    if path.suffix.lower() not in (".wav", *Image.EXTENSION):
+        ending = path.suffix or "no ending"
+        raise ValueError(f"--output {path}: {ending} is no image format; use .png, or .wav for sounds")
 
 
 def main() -> None:

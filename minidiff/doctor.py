@@ -218,9 +218,9 @@ def _check_weights(model: Diffusion) -> Iterator[Finding]:
 
 def _check_data(x0: Tensor) -> Iterator[Finding]:
     low, high, std = x0.min().item(), x0.max().item(), x0.double().std().item()
-    reach = f"images lie in [{low:.2g}, {high:.2g}]"
+    reach = f"{'images' if x0.ndim == 4 else 'data'} lie in [{low:.2g}, {high:.2g}]"
     if not x0.is_floating_point():
-        advice = "Bring them to float in [-1, 1]: x / 127.5 - 1."
+        advice = "Bring them to float in [-1, 1]: bytes by x / 127.5 - 1, 16-bit sounds by x / 32767."
         yield Finding("data range", f"data are {x0.dtype}.", advice)
     elif bad := int((~x0.isfinite()).flatten(1).any(1).sum()):
         what = f"{bad} of {len(x0)} samples hold nan or inf."

@@ -19,9 +19,10 @@ from minidiff.denoiser import Diffusion
 from minidiff.denoiser.diffusion import network_from_config, read_config
 from minidiff.device import bytes_on_device
 from minidiff.files import SAVING, StrPath, check_place
-from minidiff.pipeline import TextToImage
+from minidiff.pipeline import TextToSound, pipeline
 from minidiff.pixels import save_grid
 from minidiff.recipes import Recipe
+from minidiff.sounds import save_wav
 from minidiff.state import LOG_EVERY, LossLog, saved_steps
 from minidiff.training import Step, processes, train
 
@@ -43,7 +44,8 @@ def fit(
 
     * ``config.json``, ``model.safetensors``, tokenizer files: the averaged model, for
       ``TextToImage.from_pretrained(output)``;
-    * ``samples/step_000300.png`` and so on: one row per prompt of the recipe;
+    * ``samples/step_000300.png`` and so on: one row per prompt of the recipe; of sounds a .wav with one after
+      another;
     * ``training.safetensors``: what ``resume=True`` goes on from;
     * ``loss.csv``: ``step,loss,lr,images_per_s`` of every tenth step, written as it goes.
 
@@ -118,9 +120,17 @@ def _fit(
             if number := interrupted():
                 raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
             if step.is_main_process and (count % sample_every == 0 or count == recipe.steps):
-                drawn = TextToImage(step.ema)(recipe.prompts, num_images=8)
-                save_grid(drawn.tensors, output / "samples" / f"step_{count:06d}.png", ncols=8)
+                _show(step.ema, recipe.prompts, output / "samples" / f"step_{count:06d}")
             yield step
+
+
+def _show(model: Diffusion, prompts: list[str], file: Path) -> None:
+    """Write samples of the prompts; the file's ending says what they are."""
+    pipe = pipeline(model)
+    if isinstance(pipe, TextToSound):
+        save_wav(pipe(prompts).tensors, file.with_suffix(".wav"))
+    else:
+        save_grid(pipe(prompts, num_images=8).tensors, file.with_suffix(".png"), ncols=8)
 
 
 def held(folder: Path) -> BaseFileLock:

@@ -1,12 +1,14 @@
-"""Text to image in one call."""
+"""Text to image, and text to sound, in one call."""
 
 import math
 import reprlib
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from minidiff.forward import TINY
 from minidiff.guidance import clamp, guide
 from minidiff.pixels import to_pil
 from minidiff.sampling import SAMPLERS, generators, noise, sample
+from minidiff.sounds import RATE
 
 
 class Images(NamedTuple):
@@ -32,6 +35,20 @@ class Images(NamedTuple):
     tensors: Tensor
 
 
+class Sounds(NamedTuple):
+    """What :class:`TextToSound` played.
+
+    Attributes:
+        sounds: arrays (L,) float32 in [-1, 1], num_sounds for the first prompt, then for the second, and so
+        on. tensors: the same, (B, 1, L), on the CPU; :func:`minidiff.sounds.save_wav` writes them.
+        rate: samples a second.
+    """
+
+    sounds: list[NDArray[np.float32]]
+    tensors: Tensor
+    rate: int
+
+
 class TextToImage:
     """A text-conditioned model with a sampler and guidance around it.
 
@@ -39,19 +56,23 @@ class TextToImage:
         model: a :class:`~minidiff.denoiser.Diffusion` with a text encoder.
 
     Raises:
-        ValueError: the model has no text encoder.
+        ValueError: the model has no text encoder, or it does not draw images but plays sounds.
     """
+
+    axes = 3
+    """Of what is drawn: (C, H, W)."""
 
     def __init__(self, model: Diffusion):
         if model.encoder is None:
             raise ValueError("this model has no text encoder, so it cannot follow a prompt")
+        if model.shape is not None and len(model.shape) != self.axes:
+            other = {2: "sounds: use TextToSound", 3: "images: use TextToImage"}.get(len(model.shape))
+            raise ValueError(f"this model makes {other or f'samples of shape {tuple(model.shape)}'}")
         self.model = model
 
     @classmethod
-    def from_pretrained(
-        cls, name: StrPath, device: torch.device | str | None = None, **options: Any
-    ) -> "TextToImage":
-        """Load a model that is shipped ("critters"), in a folder, or on the Hugging Face hub.
+    def from_pretrained(cls, name: StrPath, device: torch.device | str | None = None, **options: Any) -> Self:
+        """Load a model that is shipped ("critters", "tones"), in a folder, or on the Hugging Face hub.
 
         Args:
             name: which.
@@ -61,7 +82,7 @@ class TextToImage:
 
         Raises:
             FileNotFoundError: no such model.
-            ValueError: it cannot be rebuilt, or has no text encoder.
+            ValueError: it cannot be rebuilt, has no text encoder, or makes something else.
         """
         return cls(Diffusion.from_pretrained(name, device or default_device(), **options))
 
@@ -108,9 +129,30 @@ class TextToImage:
         Warns:
             UserWarning: words are not known, or too many; nothing is left of a prompt.
         """
+        tensors = self._make(
+            prompt, num_images, steps, guidance, negative, interval, rescale, seed, sampler, size, batch_size
+        )
+        return Images([to_pil(image) for image in tensors], tensors)
+
+    def _make(
+        self,
+        prompt: str | Sequence[str],
+        number: int,
+        steps: int,
+        guidance: float,
+        negative: str | Sequence[str] | None,
+        interval: tuple[float, float],
+        rescale: float,
+        seed: int,
+        sampler: str,
+        size: tuple[int, ...] | None,
+        batch_size: int,
+        name: str = "num_images",
+    ) -> Tensor:
+        """Samples (B, ...) in [-1, 1], as :meth:`__call__` has it; ``name`` is that of the ``number``."""
         prompts = _strings("prompt", prompt)
         negatives = [] if negative is None else _strings("negative", negative)
-        num_images, steps = whole("num_images", num_images), whole("steps", steps)
+        number, steps = whole(name, number), whole("steps", steps)
         batch_size = whole("batch_size", batch_size)
         if not math.isfinite(guidance):
             raise ValueError(f"guidance = {guidance}: give a finite number; 1 is none")
@@ -123,19 +165,24 @@ class TextToImage:
             )
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
-        model, count = self.model, len(prompts) * num_images
+        model, count = self.model, len(prompts) * number
         seed = seed_number(seed, count)
         if model.shape is None:
-            raise ValueError("the model does not say the shape of its images: set model.shape = (C, H, W)")
-        if size is not None and not (isinstance(size, Sequence) and len(size) == 2):
-            raise ValueError(f"size = {size!r}: give (height, width)")
+            wanted = "images: set model.shape = (C, H, W)"
+            if self.axes == 2:
+                wanted = "sounds: set model.shape = (1, L)"
+            raise ValueError(f"the model does not say the shape of its {wanted}")
+        if size is not None and not (isinstance(size, Sequence) and len(size) == len(model.shape) - 1):
+            raise ValueError(
+                f"size = {size!r}: give {'(height, width)' if len(model.shape) == 3 else '(length,)'}"
+            )
         shape = model.shape if size is None else (model.shape[0], *(whole("size", side) for side in size))
         condition = model.encode(prompts)
         empty = [p for p, any_token in zip(prompts, condition.mask.any(1), strict=True) if not any_token]
         if empty:
             warnings.warn(
-                f"nothing to follow in {reprlib.repr(empty)}: drawn without a prompt", stacklevel=3
-            )  # the caller is beyond torch.no_grad
+                f"nothing to follow in {reprlib.repr(empty)}: drawn without a prompt", stacklevel=4
+            )  # the caller is beyond __call__ and its torch.no_grad
         avoided = model.encode(negatives).expand(len(prompts)) if negatives else None
         # At alpha = 0 the noise does not tell x0: such a model starts where a trace of data is left.
         blind = model.target == "eps" and model.schedule(1.0).alpha < TINY
@@ -143,7 +190,7 @@ class TextToImage:
         parts = []
         for start in range(0, count, batch_size):
             numbers = range(start, min(start + batch_size, count))
-            rows = [i // num_images for i in numbers]  # the prompt of each image
+            rows = [i // number for i in numbers]  # the prompt of each sample
             other = None if avoided is None else avoided.take(rows)
             guided = guide(model.denoise, condition.take(rows), guidance, other, interval, rescale)
             denoise = clamp(guided)
@@ -151,8 +198,54 @@ class TextToImage:
             x = noise((len(numbers), *shape), levels[0], generator=random, device=model.device)
             extra = {"generator": random} if sampler == "ddpm" else {}
             parts.append(sample(SAMPLERS[sampler](denoise, x, levels, **extra)).float().cpu())
-        tensors = torch.cat(parts).clamp(-1, 1)
-        return Images([to_pil(image) for image in tensors], tensors)
+        return torch.cat(parts).clamp(-1, 1)
+
+
+class TextToSound(TextToImage):
+    """The same for a model that plays sounds, samples of shape (1, L)::
+
+    pipe = TextToSound.from_pretrained("tones")
+    played = pipe("a low bell, then a high flute")
+    save_wav(played.tensors, "bell.wav")
+    """
+
+    axes = 2
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_sounds: int = 1,
+        steps: int = 20,
+        guidance: float = 3.0,
+        negative: str | Sequence[str] | None = None,
+        interval: tuple[float, float] = (0.0, 1.0),
+        rescale: float = 0.0,
+        seed: int = 0,
+        sampler: str = "dpmpp_2m",
+        batch_size: int = 64,
+    ) -> Sounds:
+        """Play sounds; everything is as :class:`TextToImage` has it, with sounds for images.
+
+        Raises:
+            ValueError: as for images.
+
+        Warns:
+            UserWarning: as for images.
+        """
+        tensors = self._make(
+            prompt, num_sounds, steps, guidance, negative, interval, rescale, seed, sampler, None, batch_size,
+            "num_sounds",
+        )  # fmt: skip
+        return Sounds(list(tensors[:, 0].numpy()), tensors, RATE)
+
+
+def pipeline(model: Diffusion) -> TextToImage:
+    """The model with what it makes around it: :class:`TextToSound` for samples (1, L), else
+    :class:`TextToImage`."""
+    sound = model.shape is not None and len(model.shape) == TextToSound.axes
+    return TextToSound(model) if sound else TextToImage(model)
 
 
 def _strings(name: str, value: object) -> list[str]:

@@ -6,10 +6,13 @@ from PIL import Image
 from torch import Tensor
 
 from minidiff.files import StrPath, write_whole
+from minidiff.sounds import from_int16
 
 
 def from_bytes(pixels: Tensor) -> Tensor:
-    """Pixels (...) uint8 as float32 in [-1, 1]."""
+    """Pixels (...) uint8 as float32 in [-1, 1]; samples of sound, int16, too."""
+    if pixels.dtype == torch.int16:
+        return from_int16(pixels)
     return pixels.float() / 127.5 - 1
 
 

@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minidiff import critters
+from minidiff import critters, tones
 from minidiff.critters import AttributeReader, Critters
 from minidiff.data import Batches, captioned_folder, fashion_mnist
 from minidiff.data.fashion import CAPTIONS
 from minidiff.data.folder import FolderImages, folder_splits
-from minidiff.denoiser import Conditioning, Diffusion, UNet
+from minidiff.denoiser import Conditioning, Diffusion, UNet, WaveUNet
 from minidiff.evaluation import evaluate_images
 from minidiff.files import StrPath
+from minidiff.forward import NoiseLevel
 from minidiff.loss import Weighting
 from minidiff.metrics import FEWEST, Interval
 from minidiff.pipeline import TextToImage
@@ -35,11 +36,15 @@ HOLD_BACK = 10
 enough."""
 
 
+DRAWINGS = 40_000
+"""Pictures of critters that a model learns from."""
+
+
 class Source(NamedTuple):
     """What a recipe trains on.
 
     Attributes:
-        images: (N, C, H, W) uint8.
+        images: (N, C, H, W) uint8, or sounds (N, 1, L) int16.
         caption: caption of image i in an epoch, or a list of N captions.
         held_back: brings images (M, C, H, W) uint8 and M captions that are not trained on; None if there
             are none.
@@ -62,23 +67,23 @@ class Options:
 
     Attributes:
         size: height and width in pixels, a multiple of 16; for critters and folders.
-        images: number of drawings, for critters.
+        images: number of drawings or sounds, for critters and tones; None for the recipe's own.
         seed: of the drawings.
         data_root: where Fashion-MNIST is, as :func:`minidiff.data.fashion_mnist` has it.
         caption_column: column of a folder's metadata that holds the captions; None for the usual names.
         encoder: what reads the captions; None for the recipe's own.
         conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
-        width: channels of the U-Net's first level, a multiple of 32.
+        width: channels of the U-Net's first level, a multiple of 32; None for the recipe's own.
     """
 
     size: int = 64
-    images: int = 40_000
+    images: int | None = None
     seed: int = 0
     data_root: StrPath | None = None
     caption_column: str | None = None
     encoder: TextEncoder | None = None
     conditioning: Conditioning = "both"
-    width: int = 64
+    width: int | None = None
 
 
 @dataclass
@@ -89,7 +94,7 @@ class Recipe:
         load: brings the data.
         build: makes an untrained model; it asks the recipe for the source only where it must know it.
         score: measures a trained pipeline, ``score(pipe, recipe)``, with the keyword arguments of
-            :func:`minidiff.critters.evaluate`.
+            :func:`minidiff.critters.evaluate`. The pipeline is one of images or of sounds, as the data are.
         prompts: what the sample grids show; empty for the first captions of the data.
         steps: optimizer steps.
         batch_size: images per step; None for 128, or all if there are fewer.
@@ -155,7 +160,7 @@ def text_to_image(
     """
     text = text if isinstance(text, TextEncoder) else TextEncoder.from_captions(text)
     net = UNet(
-        shape[0], options.width, patch=_patch(shape[1]), condition_dim=text.dim,
+        shape[0], options.width or 64, patch=_patch(shape[1]), condition_dim=text.dim,
         conditioning=options.conditioning, positions=positions,
     )  # fmt: skip
     return Diffusion(net, Cosine(), target="x0", encoder=text, shape=shape)
@@ -190,6 +195,16 @@ TWO = [
     "a rabbit and a bear",
     "two critters",
 ]
+HEARD = [
+    "a low bell, then a high flute",
+    "a low bell",
+    "a high flute",
+    "a middle string",
+    "a soft low drum",
+    "a short string, then a long bell",
+    "a high bell followed by a low string",
+    "a tone",
+]
 
 
 def critters_recipe(options: Options, count: int) -> Recipe:
@@ -211,7 +226,7 @@ def critters_recipe(options: Options, count: int) -> Recipe:
     _patch(size)
 
     def load() -> Source:
-        data = Critters(options.images, size, seed=options.seed, count=count)
+        data = Critters(options.images or DRAWINGS, size, seed=options.seed, count=count)
         return Source(data.images(), data.caption)
 
     def build(recipe: Recipe) -> Diffusion:
@@ -228,6 +243,35 @@ def critters_recipe(options: Options, count: int) -> Recipe:
     if count == 1:
         return Recipe(load, build, score, ONE, steps=1000, batch_size=128)
     return Recipe(load, build, score, TWO, steps=5000, batch_size=64)
+
+
+def tones_recipe(options: Options) -> Recipe:
+    """Sounds of a second, played on the spot; see :mod:`minidiff.tones`. The captions are read by an encoder
+    that learns along.
+
+    Args:
+        options: images (the number of sounds), seed, encoder, conditioning and width.
+    """
+
+    def load() -> Source:
+        data = tones.Tones(options.images or 12_000, seed=options.seed)
+        return Source(data.waves(), data.caption)
+
+    def build(recipe: Recipe) -> Diffusion:
+        text = options.encoder or TextEncoder.from_captions(tones.vocabulary())
+        net = WaveUNet(options.width or 96, condition_dim=text.dim, conditioning=options.conditioning)
+        return Diffusion(net, Cosine(), target="x0", encoder=text, shape=(1, tones.SAMPLES))
+
+    def score(pipe: Any, recipe: Recipe, **how: Any) -> dict[str, Interval]:
+        return tones.evaluate(pipe, **how)
+
+    return Recipe(load, build, score, HEARD, steps=5000, batch_size=64, weighting=faint)
+
+
+def faint(level: NoiseLevel) -> Tensor:
+    """min(SNR / 50 + 1, 50): :func:`~minidiff.loss.snr_plus_one_weight` for faint data. The standard
+    deviation of pictures is about a half, that of sounds a seventh."""
+    return (level.snr / 50 + 1).clamp(max=50)
 
 
 def fashion_mnist_recipe(options: Options) -> Recipe:
@@ -311,6 +355,7 @@ RECIPES: dict[str, Callable[[Options], Recipe]] = {
     "critters": partial(critters_recipe, count=1),
     "critters-duo": partial(critters_recipe, count=2),
     "fashion-mnist": fashion_mnist_recipe,
+    "tones": tones_recipe,
 }
 
 
@@ -350,7 +395,7 @@ def clip_batches(options: Options, count: int, seed: int) -> Batches:
     Those of two critters come with negative captions of their own pictures, in which the critters' places,
     hats or colours are exchanged: without them nothing asks a CLIP to tell whose is whose.
     """
-    data = Critters(options.images, options.size, count=count)
+    data = Critters(options.images or DRAWINGS, options.size, count=count)
     negative = data.negative_caption if count == 2 else None
     return Batches(data.images(), data.caption, 128, seed=seed, negative_caption=negative)
 

@@ -22,7 +22,8 @@ class Batches:
     Every image comes up once per epoch; what does not fill a batch waits for the next epoch's shuffle.
 
     Args:
-        images: (N, C, H, W) uint8; kept as bytes, turned into floats batch by batch.
+        images: (N, C, H, W) uint8, or sounds (N, 1, L) int16; kept as they are, turned into floats batch by
+            batch.
         caption: caption of image i in an epoch, ``caption(i, epoch)``, or a list of N captions (or labels,
             or what else goes with an image).
         batch_size: images per batch, at most N.

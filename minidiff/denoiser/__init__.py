@@ -5,5 +5,6 @@ from minidiff.denoiser.dit import DiT
 from minidiff.denoiser.layers import Conditioning
 from minidiff.denoiser.mlp import MLP
 from minidiff.denoiser.unet import UNet
+from minidiff.denoiser.waves import WaveUNet
 
-__all__ = ["MLP", "Conditioning", "Denoiser", "DiT", "Diffusion", "UNet"]
+__all__ = ["MLP", "Conditioning", "Denoiser", "DiT", "Diffusion", "UNet", "WaveUNet"]

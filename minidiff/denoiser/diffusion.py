@@ -18,6 +18,7 @@ from minidiff.condition import Condition, Encoder, LabelEncoder
 from minidiff.denoiser.dit import DiT
 from minidiff.denoiser.mlp import MLP
 from minidiff.denoiser.unet import UNet
+from minidiff.denoiser.waves import WaveUNet
 from minidiff.device import pick_device
 from minidiff.files import (
     Shapes,
@@ -36,7 +37,7 @@ from minidiff.files import (
 from minidiff.forward import SIGMA_DATA, NoiseLevel, Prediction, Target, broadcast, from_target
 from minidiff.schedule import Chain, Karras, Schedule, schedule_from_config
 
-NETWORKS: dict[str, Any] = {"UNet": UNet, "DiT": DiT, "MLP": MLP}
+NETWORKS: dict[str, Any] = {"UNet": UNet, "DiT": DiT, "MLP": MLP, "WaveUNet": WaveUNet}
 """The networks that a saved model names; any other is given to :meth:`Diffusion.from_pretrained`."""
 
 

@@ -73,7 +73,7 @@ class DiT(nn.Module):
         Raises:
             ValueError: the image does not have that shape, or the condition not that width.
         """
-        layers.check_image(x, self.channels, self.patch)
+        layers.check_shape(x, self.channels, self.patch)
         layers.check_condition(condition, self.condition_dim)
         embedding = self.embedding(t, condition)  # (B, width)
         patches = F.pixel_unshuffle(x, self.patch)  # (B, channels * patch², rows, columns)

@@ -119,7 +119,7 @@ class Attention(nn.Module):
         return self.out(out.transpose(1, 2).flatten(2))
 
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", nn.Linear, nn.Conv1d | nn.Conv2d)
 
 
 def zero_init(layer: Layer) -> Layer:
@@ -144,14 +144,37 @@ def image_positions(height: int, width: int, dim: int, device: torch.device | No
     return torch.cat([row_codes, column_codes], dim=2).flatten(0, 1)
 
 
-def check_image(x: Tensor, channels: int, multiple: int) -> None:
-    """Raise ValueError unless ``x`` is (B, channels, H, W) with H and W multiples of ``multiple``."""
-    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
+def over(values: Tensor, x: Tensor) -> Tensor:
+    """One number per sample and channel, (B, C), with the axes it needs to be multiplied with x (B, C,
+    ...)."""
+    return values.reshape(*values.shape, *(1 for _ in x.shape[2:]))
+
+
+def fold(x: Tensor, patch: int) -> Tensor:
+    """Patches into channels: (B, C, H, W) to (B, C * patch², H / patch, W / patch), and (B, C, L) to
+    (B, C * patch, L / patch)."""
+    if x.ndim == 4:
+        return F.pixel_unshuffle(x, patch).contiguous(memory_format=torch.channels_last)
+    return x.unflatten(2, (-1, patch)).transpose(2, 3).flatten(1, 2)
+
+
+def unfold(x: Tensor, patch: int) -> Tensor:
+    """The way back from :func:`fold`."""
+    if x.ndim == 4:
+        return F.pixel_shuffle(x, patch)
+    return x.unflatten(1, (-1, patch)).transpose(2, 3).flatten(2)
+
+
+def check_shape(x: Tensor, channels: int, multiple: int, dims: int = 2) -> None:
+    """Raise ValueError unless ``x`` is (B, channels, H, W), or (B, channels, L) where ``dims`` is 1, with
+    sides that are multiples of ``multiple``."""
+    if x.ndim != 2 + dims or x.shape[1] != channels or any(side % multiple for side in x.shape[2:]):
+        sides, shape = ("H and W multiples", "H, W") if dims == 2 else ("L a multiple", "L")
         remedy = ""
-        if x.ndim == 4 and x.shape[1] == channels:
-            height, width = (-(-side // multiple) * multiple for side in x.shape[2:])
-            remedy = f": pad to {height}x{width}, or give the network a smaller patch or fewer levels"
+        if x.ndim == 2 + dims and x.shape[1] == channels:
+            padded = "x".join(str(-(-side // multiple) * multiple) for side in x.shape[2:])
+            remedy = f": pad to {padded}, or give the network a smaller patch or fewer levels"
         raise ValueError(
-            f"x has shape {tuple(x.shape)}: this network takes (B, {channels}, H, W) "
-            f"with H and W multiples of {multiple}{remedy}"
+            f"x has shape {tuple(x.shape)}: this network takes (B, {channels}, {shape}) "
+            f"with {sides} of {multiple}{remedy}"
         )

@@ -1,0 +1,103 @@
+"""How well a model plays what it is asked for."""
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minidiff.metrics import FEWEST, Interval, frechet_distance, proportion
+from minidiff.sounds import from_int16
+from minidiff.tones.captions import prompt
+from minidiff.tones.data import Tones
+from minidiff.tones.hearing import Heard, cents, hear, log_spectrum, notes
+from minidiff.tones.sound import Sound, Split, sample_sound
+
+if TYPE_CHECKING:
+    from minidiff.pipeline import TextToSound
+
+SPLITS: tuple[tuple[str, Split], ...] = (("seen", "train"), ("held-out", "held_out"))
+FRESH = 2**29
+"""Seed of renders that neither models nor ears have seen."""
+
+
+def evaluate(
+    pipe: "TextToSound",
+    *,
+    prompts: int = 512,
+    steps: int = 20,
+    guidance: float = 3.0,
+    sampler: str = "dpmpp_2m",
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Prompt accuracy on seen successions of timbres and on held-out ones, and distances to real renders.
+
+    Every prompt states all there is: "a short loud low bell, then a long soft high flute".
+
+    Args:
+        pipe: the model.
+        prompts: prompts per split, one sound each.
+        steps: sampling steps.
+        guidance: guidance scale.
+        sampler: name of the sampler.
+        seed: of prompts and noise.
+
+    Returns:
+        Scores by name: those of :func:`shares` for each split; the same for fresh renders, the ceiling of the
+        others; and the Fréchet distance of the :func:`~minidiff.tones.hearing.log_spectrum` of seen samples
+        to that of as many renders, beside the distance of renders to other renders.
+    """
+    scores: dict[str, Interval] = {}
+    played: dict[str, Tensor] = {}
+    for name, split in SPLITS:
+        rng = random.Random(f"evaluate tones {seed} {split}")
+        expected = [sample_sound(rng, split) for _ in range(prompts)]
+        texts = [prompt(sound) for sound in expected]
+        played[name] = pipe(texts, steps=steps, guidance=guidance, sampler=sampler, seed=seed).tensors
+        found = shares(hear(played[name]), expected)
+        scores |= {f"{name}: {what}": score for what, score in found.items()}
+    scores |= {f"renders: {what}": score for what, score in hearing_accuracy().items()}
+    if prompts >= FEWEST:
+        real, other = (log_spectrum(from_int16(Tones(prompts, seed=FRESH + i).waves())) for i in (1, 2))
+        scores["spectral distance, samples to renders"] = frechet_distance(log_spectrum(played["seen"]), real)
+        scores["spectral distance, renders to renders"] = frechet_distance(other, real)
+    return scores
+
+
+def shares(heard: Sequence[Sequence[Heard]], expected: Sequence[Sound]) -> dict[str, Interval]:
+    """Shares of sounds in which this or that is right, of every tone in them.
+
+    * count: as many tones as asked for; without that nothing else is right;
+    * pitch: within 50 cents of the note;
+    * timbre, loudness, length: as heard by the ears;
+    * everything: all of these.
+
+    Args:
+        heard: what was heard, from :func:`~minidiff.tones.hearing.hear`.
+        expected: what was asked for, as many.
+
+    Raises:
+        ValueError: not as many sounds as were asked for.
+    """
+    names = ("count", "pitch", "timbre", "loudness", "length", "everything")
+    right = dict.fromkeys(names, 0)
+    for tones, wanted in zip(heard, expected, strict=True):
+        if len(tones) != len(wanted):
+            continue
+        off = cents(torch.tensor([tone.hertz for tone in tones]), notes([tone.pitch for tone in wanted]))
+        found = {"count": True, "pitch": bool((off.abs() <= 50).all())}
+        for name in ("timbre", "loudness", "length"):
+            found[name] = all(
+                getattr(t, name) == getattr(w, name) for t, w in zip(tones, wanted, strict=True)
+            )
+        found["everything"] = all(found.values())
+        for name, ok in found.items():
+            right[name] += ok
+    return {name: proportion(number, len(expected)) for name, number in right.items()}
+
+
+def hearing_accuracy(n: int = 1024, seed: int = FRESH) -> dict[str, Interval]:
+    """The ears' own accuracy: :func:`shares` of ``n`` fresh renders of both splits."""
+    data = Tones(n, "all", seed)
+    return shares(hear(from_int16(data.waves())), [data.sound(i) for i in range(n)])
