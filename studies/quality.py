@@ -275,7 +275,7 @@ def bits(arguments: argparse.Namespace) -> None:
             denoise = partial(model.denoise, condition=condition)
             g = torch.Generator().manual_seed(0)
             bound = md.likelihood.variational_bound(denoise, x0, levels, bins=256, generator=g)
-            parts = {"prior": bound.prior, "steps": bound.steps.sum(1), "last": bound.reconstruction}
+            parts = {"prior": bound.prior, "middle": bound.steps.sum(1), "last": bound.reconstruction}
             per_dim = {what: float(v.mean()) / x0[0].numel() / math.log(2) for what, v in parts.items()}
             total = mean(bound.total / x0[0].numel() / math.log(2))._asdict()
             rows.append(
