@@ -45,7 +45,8 @@ from minidiff.pixels import from_bytes, to_bytes
 
 RUNS = Path(__file__).parents[1] / "runs" / "quality"
 READER = RESULTS / "fashion-reader"
-SIZES, GROUPS, BLOCK, LIGHT, STEPS, CHECKED = (1000, 2500, 5000, 10_000), 10, 500, 2000, 20, 1000
+SIZES, GROUPS, BLOCK, LIGHT, STEPS, CHECKED = (1000, 2500, 5000, 10_000), 10, 500, 2000, 20, 500
+BITS = 128  # pictures whose bits are counted
 
 
 def pictures(name: str) -> tuple[Tensor, Tensor]:
@@ -109,12 +110,16 @@ def draw(arguments: argparse.Namespace) -> None:
         np.savez(RUNS / f"{name}.npz", images=torch.cat(images).numpy(), labels=labels.numpy())
 
 
-@torch.no_grad()
-def inception_features(images: Tensor, file: str, low_precision: bool) -> Tensor:
-    """(n, 2048) float32 of (n, 1, 32, 32) uint8, resized bilinearly without antialiasing, as FID has it."""
+def inception_network(file: str) -> Any:
+    """The network of a TorchScript file, its constants folded."""
     warnings.simplefilter("ignore")  # TorchScript is deprecated, and says so
-    net = torch.jit.freeze(torch.jit.load(file).eval())
     torch._C._jit_set_autocast_mode(False)  # the outer autocast does it
+    return torch.jit.freeze(torch.jit.load(file).eval())
+
+
+@torch.no_grad()
+def inception_features(images: Tensor, net: Any, low_precision: bool) -> Tensor:
+    """(n, 2048) float32 of (n, 1, 32, 32) uint8, resized bilinearly without antialiasing, as FID has it."""
     done = []
     for start in range(0, len(images), 50):
         x = images[start : start + 50].float().expand(-1, 3, -1, -1)
@@ -122,17 +127,23 @@ def inception_features(images: Tensor, file: str, low_precision: bool) -> Tensor
         x = ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
             done.append(net(x).float())
-        if start % 500 == 450:
-            print(start + 50, flush=True)
     return torch.cat(done)
 
 
 def features(arguments: argparse.Namespace) -> None:
-    """Of one set; the first 1,000 of test and train in float32 as well, if asked."""
+    """Of one set, 500 at a time: a part that was stopped goes on. The first 500 in float32, if asked."""
     RUNS.mkdir(parents=True, exist_ok=True)
-    n = CHECKED if arguments.float32 else 10_000
-    found = inception_features(pictures(arguments.set)[0][:n], arguments.inception, not arguments.float32)
-    np.save(RUNS / f"{arguments.set}{'_float32' if arguments.float32 else ''}.npy", found.half().numpy())
+    file = RUNS / f"{arguments.set}{'_float32' if arguments.float32 else ''}.npy"
+    images = pictures(arguments.set)[0][: CHECKED if arguments.float32 else arguments.pictures]
+    net = inception_network(arguments.inception)
+    done = np.load(file) if file.exists() else np.zeros((0, 2048), np.float16)
+    while len(done) < len(images):
+        part = images[len(done) : len(done) + 500]
+        found = inception_features(part, net, not arguments.float32)
+        done = np.concatenate([done, found.half().numpy()])
+        with write_whole(file) as unfinished, unfinished.open("wb") as opened:
+            np.save(opened, done)
+        print(arguments.set, len(done), flush=True)
 
 
 # --- the Fréchet distance, a few times faster than by eigenvalues of a product ------------------------
@@ -238,7 +249,7 @@ def measure(arguments: argparse.Namespace) -> None:
 def light(arguments: argparse.Namespace) -> None:
     """Small files for the notebook: features, pictures, and how often the reader says what."""
     reader = AttributeReader.from_pretrained(READER)
-    kept: dict[str, np.ndarray] = {}
+    kept: dict[str, Any] = {}
     counts: dict[str, list[list[int]]] = {}
     for name in ("test", "train", "drawn", "guided"):
         images, labels = pictures(name)
@@ -298,9 +309,9 @@ def main() -> None:
     parser.add_argument("set", nargs="?", choices=("test", "train", "drawn"), help="whose features")
     parser.add_argument("--model", default="fashion-mnist")
     parser.add_argument("--inception", help="TorchScript file of Inception")
-    parser.add_argument("--float32", action="store_true", help="features of 1,000 in full precision")
+    parser.add_argument("--float32", action="store_true", help="features of 500 in full precision")
     parser.add_argument("--steps", type=int, default=2000, help="of the reader's training")
-    parser.add_argument("--pictures", type=int, default=128, help="for bits")
+    parser.add_argument("--pictures", type=int, default=10_000, help="of a set, at most")
     arguments = parser.parse_args()
     if arguments.part == "features" and not (arguments.set and arguments.inception):
         parser.error("features needs a set and --inception")
