@@ -1,6 +1,6 @@
 """Does a model draw new pictures, or those it learned from?
 
-A small model of Fashion-MNIST learns from 32 pictures, on purpose, until it knows them. For it, for the
+A small model of Fashion-MNIST learns from 8 pictures, on purpose, until it knows them. For it, for the
 shipped model and for test pictures, the distance of 500 pictures to the nearest training picture is taken, in
 pixels and in the features of the reader that ``quality.py reader`` trains. The errors of the guess of x0, at
 five levels, are those on pictures that were and were not trained on.
@@ -25,15 +25,17 @@ from minidiff.files import write_whole
 from minidiff.pixels import from_bytes, save_grid, to_bytes
 from minidiff.recipes import Options, text_to_image
 
-FEW, DRAWN, BATCH, TIMES = 32, 500, 32, (0.1, 0.3, 0.5, 0.7, 0.9)
+FEW, DRAWN, BATCH, TIMES = 8, 500, 32, (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def train(steps: int) -> None:
     """The model that learns from a few, into runs/quality."""
     data = fashion_mnist()
     torch.manual_seed(0)
+    images = data.images[:FEW].repeat(BATCH // FEW, 1, 1, 1)  # a batch shows each several times
+    captions = data.captions[:FEW] * (BATCH // FEW)
     model = text_to_image(CAPTIONS, (1, 32, 32), Options(width=32))
-    batches = Batches(data.images[:FEW], data.captions[:FEW], BATCH, seed=0)
+    batches = Batches(images, captions, BATCH, seed=0)
     for step in md.train(model, batches, steps, weighting="snr_plus_one", seed=0):
         if step.index % 100 == 99:
             print(f"step {step.index + 1}, loss {step.loss:.3f}", flush=True)
@@ -106,7 +108,7 @@ def main() -> None:
     """Train, or measure."""
     parser = options(__doc__)
     parser.add_argument("part", choices=("few", "measure"))
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--model", default="fashion-mnist")
     arguments = parser.parse_args()
     if arguments.part == "measure":

@@ -64,6 +64,7 @@ def test_the_faster_frechet_distance_is_the_librarys() -> None:
     found = quality.interval(value, without, 90)
     expected = frechet_distance(x, y, groups=quality.GROUPS)
     assert (found["value"], found["low"], found["high"]) == pytest.approx(expected[:3], rel=1e-4)
+    assert quality.frechet_of_few(x, y) == pytest.approx(value)
 
 
 def test_results_say_how_they_were_made_and_not_where():
