@@ -7,10 +7,13 @@ the number of samples, without which a score means little::
     print(proportion(503, 512))      # 98.2 % [96.7, 99.1], n = 512
 
 * :func:`proportion`: how often something is right, for instance the prompt.
+  :func:`corrected_proportion` allows for the errors of who judged it.
 * :func:`energy_test`: could two sets of points come from the same distribution?
 * :func:`frechet_distance`, :func:`kernel_distance`: FID and KID, through torchmetrics, with any
   network in between. FID is biased: fewer samples, higher FID, with the same model. No interval
-  shows that, so compare only FIDs of equal n. KID has no such bias.
+  shows that, so compare only FIDs of equal n. KID has no such bias. :func:`frechet_floor` says how
+  large the bias is where there is nothing to find, :func:`frechet_limit` takes it out.
+* :func:`prdc`: do the samples look real, and do they show all that is real?
 """
 
 import math
@@ -76,6 +79,40 @@ def proportion(successes: int, n: int, confidence: float = 0.95) -> Interval:
     _check_confidence(confidence)
     low, high = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return Interval(successes / n, float(low), float(high), n, "%")
+
+
+def corrected_proportion(
+    share: Interval, sensitivity: Interval, specificity: Interval, confidence: float = 0.95
+) -> Interval:
+    """A share as a fallible judge saw it, freed from the judge's known errors (Rogan & Gladen 1978).
+
+    A judge who says yes to true cases with chance ``a`` and no to false ones with chance ``b`` sees
+    the share ``p = a q + (1 - b) (1 - q)`` of a true share q, so ``q = (p + b - 1) / (a + b - 1)``.
+    The interval (delta method) knows that all three are estimates.
+
+    Args:
+        share: what the judge saw; its ``value`` and ``n`` are used, here and below.
+        sensitivity: share of yes among cases known to be true.
+        specificity: share of no among cases known to be false.
+        confidence: of the interval, in (0, 1).
+
+    Returns:
+        Interval, n that of ``share``. It is not cut off at 0 and 1: a value outside says that the judge
+        does not err on these cases as on those where the errors were counted.
+
+    Raises:
+        ValueError: the judge does no better than chance, ``sensitivity + specificity <= 1``.
+    """
+    p, a, b = share.value, sensitivity.value, specificity.value
+    skill = a + b - 1
+    if skill <= 0:
+        raise ValueError(f"sensitivity {a:g} + specificity {b:g} - 1 is {skill:g}: such a judge sees nothing")
+    _check_confidence(confidence)
+    q = (p + b - 1) / skill
+    variance = p * (1 - p) / share.n
+    variance += q**2 * a * (1 - a) / sensitivity.n + (1 - q) ** 2 * b * (1 - b) / specificity.n
+    half = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt(variance) / skill
+    return Interval(q, q - half, q + half, share.n, "%")
 
 
 def mean(values: Tensor, confidence: float = 0.95) -> Interval:
@@ -173,22 +210,79 @@ def frechet_distance(
     Warns:
         UserWarning: fewer samples than features; most of such a value is bias.
     """
-    # Imported where it is used: torchmetrics takes seconds to load.
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
     x, y = _features(x, feature, batch_size), _features(y, feature, batch_size)
     n, width = min(len(x), len(y)), x.shape[1]
     if n <= width:
         warnings.warn(f"a Fréchet distance of {n} samples in {width} dimensions", stacklevel=2)
-    metric = FrechetInceptionDistance(feature=_Given(width)).to(x.device)
+    return _jackknife(_frechet(x), x, y, groups, confidence)
 
-    def distance(x: Tensor, y: Tensor) -> float:
-        metric.reset()
-        metric.update(y, real=True)
-        metric.update(x, real=False)
-        return float(metric.compute())
 
-    return _jackknife(distance, x, y, groups, confidence)
+def frechet_limit(
+    x: Tensor,
+    y: Tensor,
+    feature: nn.Module | None = None,
+    *,
+    groups: int = 20,
+    confidence: float = 0.95,
+    batch_size: int = 64,
+) -> Interval:
+    """The Fréchet distance that endlessly many samples would have: FID∞ (Chong & Forsyth 2020).
+
+    The bias of a Fréchet distance falls like 1/n, as soon as n is well above the number of features. So
+    half of the samples have twice the bias, and ``2 D(n) - D(n/2)`` has none of that order (Quenouille
+    1949); D(n/2) is the mean of both halves. What is without bias can come out slightly negative.
+    Arguments, result and errors as in :func:`frechet_distance`; the interval is wider.
+
+    Raises:
+        ValueError: no more than twice as many samples as features: there is no line to follow yet.
+    """
+    x, y = _features(x, feature, batch_size), _features(y, feature, batch_size)
+    n, width = min(len(x), len(y)), x.shape[1]
+    if n <= 2 * width:
+        raise ValueError(f"{n} samples in {width} dimensions: give more than {2 * width}")
+    distance = _frechet(x)
+
+    def limit(x: Tensor, y: Tensor) -> float:
+        halves = [distance(x[part::2], y[part::2]) for part in (0, 1)]
+        return 2 * distance(x, y) - sum(halves) / 2
+
+    # Of neighbours one goes into each half, and the same group leaves both.
+    order_x, order_y = (torch.arange(len(part) // 2 * 2).reshape(-1, 2) for part in (x, y))
+    if groups < 2 or n < 4 * groups:
+        raise ValueError(f"{n} samples in {groups} groups: give at least 2 groups of 4 samples")
+    value = limit(x, y)
+    without = []
+    for g in range(groups):
+        kept = [order[torch.arange(len(order)) % groups != g].flatten() for order in (order_x, order_y)]
+        without.append(limit(x[kept[0]], y[kept[1]]))
+    return _from_jackknife(value, torch.tensor(without), n, confidence)
+
+
+def frechet_floor(covariance: Tensor, n: int, m: int | None = None) -> float:
+    """What two sets of samples of one distribution are apart on average: FID's bias where the truth is 0.
+
+    To first order in 1/n, for features that are Gaussian with eigenvalues l_i of their covariance::
+
+        (1/n + 1/m) (sum_i l_i + 1/2 sum_ij (1 + [i = j]) l_i l_j / (l_i + l_j))
+
+    The first sum comes from the means, for any distribution. The second comes from the covariances: the
+    Fréchet distance of C and C + E is ``sum_ij E_ij² / (l_i + l_j) / 2`` for a small E, and sampling has
+    ``Var E_ij = (1 + [i = j]) l_i l_j / n``. Heavier tails than a Gaussian's make it larger.
+
+    Args:
+        covariance: (F, F) of the features.
+        n: samples in one set.
+        m: samples in the other; None for as many.
+
+    Raises:
+        ValueError: n or m is below 2.
+    """
+    if min(n, m or n) < 2:
+        raise ValueError(f"{n} and {m or n} samples: give at least 2")
+    values = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
+    pairs = values[:, None] * values / (values[:, None] + values).clamp(min=1e-300)
+    per_sample = values.sum() + (pairs.sum() + pairs.diagonal().sum()) / 2
+    return float(per_sample) * (1 / n + 1 / (m or n))
 
 
 def kernel_distance(
@@ -213,6 +307,56 @@ def kernel_distance(
     return _jackknife(lambda x, y: float(poly_mmd(y, x)), x[:n], y[:n], groups, confidence)
 
 
+class PRDC(NamedTuple):
+    """How samples and real data cover each other.
+
+    Attributes:
+        precision: share of the samples that lie among real data.
+        recall: share of the real data that lie among samples.
+        density: as precision, but counts among how many; above 1 where samples crowd.
+        coverage: share of the real data that have a sample near by.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def prdc(x: Tensor, y: Tensor, feature: nn.Module | None = None, *, k: int = 5, batch_size: int = 64) -> PRDC:
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
+
+    A point lies *among* a set if it is nearer to one of its members than that member's k-th neighbour in the
+    set. All four depend on n, m and k, even where both sets have one distribution: compare with real against
+    real, at the same numbers.
+
+    Args:
+        x: generated samples (n, ...), or their features (n, F).
+        y: real samples (m, ...), or their features (m, F).
+        feature: as in :func:`frechet_distance`.
+        k: which neighbour sets the radius.
+        batch_size: samples given to ``feature`` at a time.
+
+    Raises:
+        ValueError: shapes do not fit, or a set has no more than k samples.
+    """
+    x, y = _features(x, feature, batch_size), _features(y, feature, batch_size)
+    if x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"{x.shape[1]} features against {y.shape[1]}: they must be of one kind")
+    if not 1 <= k < min(len(x), len(y)):
+        raise ValueError(f"k = {k}: use 1 to {min(len(x), len(y)) - 1} for {len(x)} and {len(y)} samples")
+    # The nearest to a point is the point itself, so its k-th neighbour is number k + 1.
+    radius_x, radius_y = (torch.cdist(z, z).kthvalue(k + 1, dim=1).values for z in (x, y))
+    apart = torch.cdist(x, y)  # (n, m)
+    near_real, near_sample = apart < radius_y, apart < radius_x[:, None]
+    return PRDC(
+        precision=float(near_real.any(1).double().mean()),
+        recall=float(near_sample.any(0).double().mean()),
+        density=float(near_real.sum(1).double().mean() / k),
+        coverage=float(near_real.any(0).double().mean()),
+    )
+
+
 class _Given(nn.Identity):
     """Passes features on, in the place where torchmetrics expects a network."""
 
@@ -234,6 +378,22 @@ def _features(x: Tensor, feature: nn.Module | None, batch_size: int) -> Tensor:
     return x.double()
 
 
+def _frechet(x: Tensor) -> Callable[[Tensor, Tensor], float]:
+    """The Fréchet distance of two sets of features like ``x``, as torchmetrics computes it."""
+    # Imported where it is used: torchmetrics takes seconds to load.
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=_Given(x.shape[1])).to(x.device)
+
+    def distance(x: Tensor, y: Tensor) -> float:
+        metric.reset()
+        metric.update(y, real=True)
+        metric.update(x, real=False)
+        return float(metric.compute())
+
+    return distance
+
+
 def _jackknife(
     statistic: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, groups: int, confidence: float
 ) -> Interval:
@@ -250,6 +410,12 @@ def _jackknife(
     value = statistic(x, y)
     of_x, of_y = (torch.arange(len(part), device=part.device) % groups for part in (x, y))
     without = torch.tensor([statistic(x[of_x != g], y[of_y != g]) for g in range(groups)])
+    return _from_jackknife(value, without, n, confidence)
+
+
+def _from_jackknife(value: float, without: Tensor, n: int, confidence: float) -> Interval:
+    """The interval that follows from what the statistic is without each of the groups."""
+    groups = len(without)
     error = math.sqrt((groups - 1) * float(without.double().var(correction=0)))
     half = _student_quantile(confidence, groups - 1) * error
     return Interval(value, value - half, value + half, n)

@@ -5,14 +5,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from minidiff import critters
+from minidiff.metrics import frechet_distance
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "studies"))
 
 import common  # noqa: E402
 import guidance  # noqa: E402
+import quality  # noqa: E402
 import words  # noqa: E402
 
 
@@ -53,6 +56,15 @@ def test_the_interval_over_runs_is_students():
     assert found["mean"] == 2
     assert found["high"] - 2 == pytest.approx(4.30265 * 1 / 3**0.5, rel=1e-5)  # t(0.975, 2) of a table
     assert common.over_runs([0.5])["low"] == 0.5
+
+
+def test_the_faster_frechet_distance_is_the_librarys() -> None:
+    x, y = torch.randn(90, 6).double(), torch.randn(120, 6).double() @ torch.randn(6, 6).double() + 0.5
+    value, without = quality.with_error(x, y)
+    found = quality.interval(value, without, 90)
+    expected = frechet_distance(x, y, groups=quality.GROUPS)
+    assert (found["value"], found["low"], found["high"]) == pytest.approx(expected[:3], rel=1e-4)
+    assert quality.frechet_of_few(x, y) == pytest.approx(value)
 
 
 def test_results_say_how_they_were_made_and_not_where():
