@@ -29,9 +29,10 @@ from benchmarks.common import installed, markdown, record, under
 from benchmarks.samplers import CALLS, OURS, THEIRS, heun_calls, ours, theirs
 from minidiff import critters
 from minidiff.critters import AttributeReader
+from minidiff.denoiser import Denoiser
 from minidiff.metrics import kernel_distance
 from minidiff.pixels import from_bytes
-from minidiff.sampling import Denoiser, generators
+from minidiff.sampling import generators
 
 GUIDANCE = 3.0
 BATCH = 64

@@ -12,7 +12,7 @@ sends to infinity, and give nan there.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -37,18 +37,26 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+class Denoises(Protocol):
+    """An exact solution, or what stands for one: all that a sampler asks of it."""
+
+    @property
+    def denoise(self) -> md.Denoiser:
+        """The denoiser."""
+
+
 def problems() -> dict[str, GaussianMixture]:
     """The distributions: twelve Gaussians in eight dimensions, and the ring of the book."""
     means = torch.randn(12, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return {"12 Gaussians in 8 dimensions": GaussianMixture(means, 0.25), "ring": points.ring_of_gaussians()}
 
 
-def ours(sampler: Callable[..., Any], oracle: GaussianMixture, x: Tensor, steps: int) -> Tensor:
+def ours(sampler: Callable[..., Any], oracle: Denoises, x: Tensor, steps: int) -> Tensor:
     """Where a sampler of this library ends."""
     return md.sample(sampler(oracle.denoise, x, SCHEDULE.levels(steps)))
 
 
-def heun_calls(oracle: GaussianMixture, x: Tensor, calls: int) -> Tensor:
+def heun_calls(oracle: Denoises, x: Tensor, calls: int) -> Tensor:
     """Heun's method with so many calls: two a step, but for the first, from pure noise, and the last."""
     return ours(md.heun, oracle, x, (calls + 2) // 2)
 
@@ -61,7 +69,7 @@ def fitted(oracle: GaussianMixture, x: Tensor, steps: int) -> Tensor:
     return md.sample(md.adams(oracle.denoise, x, levels))
 
 
-def theirs(kind: str, settings: dict[str, Any], oracle: GaussianMixture, x: Tensor, steps: int) -> Tensor:
+def theirs(kind: str, settings: dict[str, Any], oracle: Denoises, x: Tensor, steps: int) -> Tensor:
     """Where a scheduler of diffusers ends; the denoiser is asked at the level that the scheduler is at."""
     import diffusers
 

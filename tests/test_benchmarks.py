@@ -254,7 +254,7 @@ def test_pictures_are_scored_against_where_the_same_noise_leads():
 
 def test_the_tables_are_those_of_the_result_files():
     found = tables.results()
-    assert set(found) == {*PARTS, *LONGER}
+    assert set(PARTS) <= set(found) <= {*PARTS, *LONGER}
     assert tables.page(tables.PAGE.read_text(), found) == tables.PAGE.read_text()
     readme = tables.README.read_text()
     assert tables.fill(readme, "bench", tables.summary(found)) == readme
