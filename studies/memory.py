@@ -108,7 +108,7 @@ def main() -> None:
     """Train, or measure."""
     parser = options(__doc__)
     parser.add_argument("part", choices=("few", "measure"))
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--model", default="fashion-mnist")
     arguments = parser.parse_args()
     if arguments.part == "measure":
