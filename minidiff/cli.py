@@ -86,11 +86,12 @@ def sample(
     from minidiff.denoiser import Diffusion
     from minidiff.device import default_device
     from minidiff.pipeline import TextToSound, pipeline
-    from minidiff.pixels import save_grid
+    from minidiff.pixels import check_image_name, save_grid
     from minidiff.sounds import save_wav
 
     if output is not None:
-        check_name(output)
+        if output.suffix.lower() != ".wav":
+            check_image_name(output)
         check_place(output)
     if seed is None:
         seed = secrets.randbelow(2**31)
@@ -359,17 +360,6 @@ class FewOfAKind:
         if self.seen[kind] <= MOST_OF_A_KIND or not rest:
             more = " (more of this kind are not shown)" if self.seen[kind] == MOST_OF_A_KIND and rest else ""
             tqdm.write(f"warning: {message}{more}", file=sys.stderr)
-
-
-def check_name(path: Path) -> None:
-    """Raise ValueError unless pictures or sounds can be written to a file of that name, before any work is
-    done."""
-    from PIL import Image
-
-    Image.init()
-    if path.suffix.lower() not in (".wav", *Image.EXTENSION):
-        ending = path.suffix or "no ending"
-        raise ValueError(f"--output {path}: {ending} is no image format; use .png, or .wav for sounds")
 
 
 def main() -> None:

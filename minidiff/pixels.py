@@ -1,5 +1,7 @@
 """Pictures as bytes, and as numbers in [-1, 1]: where they enter the library and where they leave it."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
@@ -57,6 +59,14 @@ def save_grid(x: Tensor, path: StrPath, *, ncols: int = 8, scale: int = 1) -> No
     """Write :func:`grid` to ``path``; the ending of its name says in which format, e.g. .png."""
     with write_whole(path) as unfinished:
         grid(x, ncols=ncols, scale=scale).save(unfinished)
+
+
+def check_image_name(path: Path) -> None:
+    """Raise ValueError unless Pillow can write a file of that name, before any work is done."""
+    Image.init()
+    if path.suffix.lower() not in Image.EXTENSION:
+        ending = path.suffix or "no ending"
+        raise ValueError(f"--output {path}: {ending} is no image format; use .png, or .wav for sounds")
 
 
 def pixel_array(x: Tensor) -> np.ndarray:
