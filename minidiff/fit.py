@@ -1,5 +1,6 @@
 """A training run on disk: what ``minidiff train`` does with a recipe, step by step."""
 
+import os
 import shutil
 import signal
 import threading
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import BaseFileLock, FileLock, Timeout
 from tokenizers import Tokenizer
 
 from minidiff.checks import positive, seed_number
@@ -25,6 +25,11 @@ from minidiff.recipes import Recipe
 from minidiff.sounds import save_wav
 from minidiff.state import LOG_EVERY, LossLog, saved_steps
 from minidiff.training import Step, processes, train
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 HANG_UP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
 STOPS = {signal.SIGINT, signal.SIGTERM, HANG_UP}
@@ -75,7 +80,8 @@ def fit(
     output, seed = Path(output), seed_number(seed)
     positive("lr", recipe.lr)
     check_place(output, folder=True)
-    held(output).release()
+    with held(output):
+        pass  # to be refused now, not after the data are drawn
     if not resume and (output / "training.safetensors").exists():
         raise FileExistsError(f"{output} holds a training run: add --resume, or choose another folder")
     if not resume and (output / "config.json").exists():
@@ -102,13 +108,10 @@ def _fit(
 
     log = LossLog(output / "loss.csv", batch_size * processes().num_processes, before)
     output.mkdir(parents=True, exist_ok=True)
-    lock = held(output)
-    if processes().is_main_process:
-        for unfinished in output.rglob(
-            f"{SAVING}*"
-        ):  # by a process that was killed: nobody else has the lock
-            shutil.rmtree(unfinished, ignore_errors=True)
-    with lock, _interrupts_between_steps() as interrupted:
+    with held(output), _interrupts_between_steps() as interrupted:
+        if processes().is_main_process:
+            for unfinished in output.rglob(f"{SAVING}*"):  # by a process that was killed
+                shutil.rmtree(unfinished, ignore_errors=True)
         for step in steps:
             count = step.index + 1
             if step.is_main_process and (count % LOG_EVERY == 0 or count == recipe.steps):
@@ -133,20 +136,29 @@ def _show(model: Diffusion, prompts: list[str], file: Path) -> None:
         save_grid(pipe(prompts, num_images=8).tensors, file.with_suffix(".png"), ncols=8)
 
 
-def held(folder: Path) -> BaseFileLock:
-    """A lock on a folder that exists, for one process; it falls with its holder, however that ends.
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into a folder that exists; the lock falls with its holder, however
+    that ends. There is none on Windows, nor where the file system knows none.
 
     Raises:
         FileExistsError: another process has it.
     """
-    lock = FileLock(folder / ".lock")
-    if not (folder.is_dir() and processes().is_main_process):
-        return lock
+    if fcntl is None or not (folder.is_dir() and processes().is_main_process):
+        yield
+        return
+    place = os.open(folder, os.O_RDONLY)
     try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(place)
         raise FileExistsError(f"another process trains into {folder}: choose another folder") from error
-    return lock
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(place)
 
 
 def _check_network(model: Diffusion, folder: Path) -> None:

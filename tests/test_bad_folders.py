@@ -55,8 +55,8 @@ def good(tmp_path_factory) -> Path:
 
 
 def files_of(folder: Path) -> dict[Path, int]:
-    """When each file was written; the lock of a run is no file of it."""
-    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if not p.is_dir() and p.name != ".lock"}
+    """When each file was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if not path.is_dir()}
 
 
 def guarded(monkeypatch, capsys, tmp_path: Path, says: str, *arguments: object) -> None:

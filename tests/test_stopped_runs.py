@@ -105,20 +105,20 @@ def test_what_a_kill_left_is_swept_up(begun, tmp_path):
 def test_the_lock_falls_with_the_process(tmp_path):
     """However it ends."""
     script = """
-        import filelock, sys, time
-        lock = filelock.FileLock(sys.argv[1])
-        lock.acquire()
+        import fcntl, os, sys, time
+        fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
         print(1, flush=True)
         time.sleep(60)
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / ".lock")]
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
     other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "1\n"
-    with pytest.raises(FileExistsError, match="another process trains into"):
-        fit.held(tmp_path)
+    with pytest.raises(FileExistsError, match="another process trains into"), fit.held(tmp_path):
+        pass
     other.kill()
     other.wait()
-    fit.held(tmp_path).release()
+    with fit.held(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
