@@ -56,6 +56,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--view", action="store_true", help="compare the views, in place of the scores")
     parser.add_argument("--model", default="tones", help="shipped name or folder")
+    parser.add_argument("--scales", type=float, nargs="+", default=SCALES, help="guidance scales")
     parser.add_argument("--prompts", type=int, default=256, help="prompts a split")
     parser.add_argument("--steps", type=int, default=400, help="of the short trainings")
     arguments = parser.parse_args()
@@ -63,7 +64,7 @@ def main() -> None:
         write("tones_view", settings={"steps": arguments.steps}, **{"by view": views(arguments.steps)})
         return
     pipe, found = md.TextToSound.from_pretrained(arguments.model), {}
-    for scale in SCALES:
+    for scale in arguments.scales:
         scores = tones.evaluate(pipe, prompts=arguments.prompts, guidance=scale)
         found[f"{scale:g}"] = {name: score._asdict() for name, score in scores.items()}
         print(scale, {name: str(score) for name, score in scores.items()}, flush=True)

@@ -31,7 +31,7 @@ def test_shipped_files_are_small_and_hold_no_pickle():
         assert path.stat().st_size <= 16e6, path
 
 
-@pytest.mark.parametrize("name", ["critters", "critters-duo", "fashion-mnist"])
+@pytest.mark.parametrize("name", ["critters", "critters-duo", "fashion-mnist", "tones"])
 def test_the_model_card_quotes_the_scores_that_were_measured(name):
     scores = json.loads((SHIPPED / name / "scores.json").read_text())
     card = (SHIPPED / name / "README.md").read_text()

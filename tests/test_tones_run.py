@@ -71,6 +71,15 @@ def test_evaluate_and_doctor_find_the_data_by_themselves(run, tmp_path):
     assert "data range" not in done.output
 
 
+def test_the_shipped_model_hits_the_note():
+    """In sounds of one tone; a model that does not listen hits one of three."""
+    pipe = md.TextToSound.from_pretrained("tones")
+    wanted = [pitch for pitch in tones.PITCHES for _ in range(6)]
+    x = pipe([f"a {pitch} flute" for pitch in wanted], steps=20, guidance=2.0, seed=1).tensors
+    notes = torch.tensor([tones.PITCHES[pitch] for pitch in wanted])
+    assert (tones.cents(tones.pitch(x[:, 0]), notes).abs() <= 50).double().mean() >= 0.75
+
+
 def test_faint_data_weigh_as_if_they_were_seven_times_as_loud():
     level = md.Flow()(torch.tensor([0.001, 0.1, 0.5, 1.0], dtype=torch.float64))
     assert faint(level).tolist() == pytest.approx([50, 1 + 81 / 50, 1 + 1 / 50, 1])
