@@ -21,7 +21,6 @@ import minidiff as md
 from minidiff.critters import AttributeReader
 from minidiff.data import Batches, fashion_mnist
 from minidiff.data.fashion import CAPTIONS
-from minidiff.files import write_whole
 from minidiff.pixels import from_bytes, save_grid, to_bytes
 from minidiff.recipes import Options, text_to_image
 
@@ -98,8 +97,6 @@ def measure(shipped: str) -> None:
                     "pixels": (from_bytes(test[:DRAWN]).flatten(1), pixels),
                 }.items()
             }
-            with write_whole(RESULTS / "memory_features.npz") as unfinished, unfinished.open("wb") as file:
-                np.savez_compressed(file, drawn=space["features"][0].half().numpy())
         print(name, {k: float(np.median(v)) for k, v in rows[name].items() if k in space}, flush=True)
     write("memory", times=TIMES, rows=rows)
 
