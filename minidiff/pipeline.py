@@ -40,7 +40,7 @@ class Sounds(NamedTuple):
 
     Attributes:
         sounds: arrays (L,) float32 in [-1, 1], num_sounds for the first prompt, then for the second, and so
-        on. tensors: the same, (B, 1, L), on the CPU; :func:`minidiff.sounds.save_wav` writes them.
+            on. tensors: the same, (B, 1, L), on the CPU; :func:`minidiff.sounds.save_wav` writes them.
         rate: samples a second.
     """
 
@@ -202,11 +202,19 @@ class TextToImage:
 
 
 class TextToSound(TextToImage):
-    """The same for a model that plays sounds, samples of shape (1, L)::
+    """The same for a model that plays sounds, samples of shape (1, L).
 
-    pipe = TextToSound.from_pretrained("tones")
-    played = pipe("a low bell, then a high flute")
-    save_wav(played.tensors, "bell.wav")
+    For example::
+
+        pipe = TextToSound.from_pretrained("tones")
+        played = pipe("a low bell, then a high flute")
+        save_wav(played.tensors, "bell.wav")
+
+    Args:
+        model: a :class:`~minidiff.denoiser.Diffusion` with a text encoder.
+
+    Raises:
+        ValueError: the model has no text encoder, or it does not play sounds.
     """
 
     axes = 2

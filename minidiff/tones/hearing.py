@@ -35,7 +35,9 @@ class Heard(NamedTuple):
     """What was heard: of one tone.
 
     Attributes:
-        timbre, loudness, length: words, as in :data:`~minidiff.tones.sound.ATTRIBUTES`.
+        timbre: a word, as in :data:`~minidiff.tones.sound.ATTRIBUTES`.
+        loudness: a word.
+        length: a word.
         hertz: its pitch.
     """
 
