@@ -331,11 +331,11 @@ def doctor(
 
 def guess_data(model: "Diffusion") -> str | None:
     """The recipe whose data a model draws, as far as the words it knows tell."""
-    from minidiff import tones
+    from minidiff import critters, tones
     from minidiff.critters.scores import count_of, unknown_words
 
-    if not unknown_words(model, tones.vocabulary()):
-        return "tones"
+    if not unknown_words(model, tones.vocabulary()):  # who reads any word knows those of critters, too
+        return "tones" if unknown_words(model, critters.vocabulary()) else None
     return {1: "critters", 2: "critters-duo", None: None}[count_of(model)]
 
 

@@ -160,10 +160,15 @@ def text_to_image(
     """
     text = text if isinstance(text, TextEncoder) else TextEncoder.from_captions(text)
     net = UNet(
-        shape[0], options.width or 64, patch=_patch(shape[1]), condition_dim=text.dim,
+        shape[0], _chosen(options.width, 64), patch=_patch(shape[1]), condition_dim=text.dim,
         conditioning=options.conditioning, positions=positions,
     )  # fmt: skip
     return Diffusion(net, Cosine(), target="x0", encoder=text, shape=shape)
+
+
+def _chosen(value: int | None, usual: int) -> int:
+    """What was chosen, 0 too, which whoever takes it refuses by name; else what is usual."""
+    return usual if value is None else value
 
 
 def _patch(size: int) -> int:
@@ -226,7 +231,7 @@ def critters_recipe(options: Options, count: int) -> Recipe:
     _patch(size)
 
     def load() -> Source:
-        data = Critters(options.images or DRAWINGS, size, seed=options.seed, count=count)
+        data = Critters(_chosen(options.images, DRAWINGS), size, seed=options.seed, count=count)
         return Source(data.images(), data.caption)
 
     def build(recipe: Recipe) -> Diffusion:
@@ -254,12 +259,12 @@ def tones_recipe(options: Options) -> Recipe:
     """
 
     def load() -> Source:
-        data = tones.Tones(options.images or 12_000, seed=options.seed)
+        data = tones.Tones(_chosen(options.images, 12_000), seed=options.seed)
         return Source(data.waves(), data.caption)
 
     def build(recipe: Recipe) -> Diffusion:
         text = options.encoder or TextEncoder.from_captions(tones.vocabulary())
-        net = WaveUNet(options.width or 96, condition_dim=text.dim, conditioning=options.conditioning)
+        net = WaveUNet(_chosen(options.width, 96), condition_dim=text.dim, conditioning=options.conditioning)
         return Diffusion(net, Cosine(), target="x0", encoder=text, shape=(1, tones.SAMPLES))
 
     def score(pipe: Any, recipe: Recipe, **how: Any) -> dict[str, Interval]:
@@ -395,7 +400,7 @@ def clip_batches(options: Options, count: int, seed: int) -> Batches:
     Those of two critters come with negative captions of their own pictures, in which the critters' places,
     hats or colours are exchanged: without them nothing asks a CLIP to tell whose is whose.
     """
-    data = Critters(options.images or DRAWINGS, options.size, count=count)
+    data = Critters(_chosen(options.images, DRAWINGS), options.size, count=count)
     negative = data.negative_caption if count == 2 else None
     return Batches(data.images(), data.caption, 128, seed=seed, negative_caption=negative)
 

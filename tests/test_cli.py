@@ -109,7 +109,7 @@ def test_sample_rescales_and_guides_in_an_interval(minidiff, tmp_path):
         (["doctor", "nowhere"], "no model 'nowhere'"),
         (
             ["doctor", "critters", "nothing"],
-            "no recipe and no folder 'nothing': use critters, critters-duo, fashion-mnist or a folder",
+            "no recipe and no folder 'nothing': use critters, critters-duo, fashion-mnist, tones or a folder",
         ),
     ],
 )

@@ -159,8 +159,9 @@ def test_nothing_is_drawn_or_built_before_it_is_asked_for(monkeypatch, tmp_path)
     def never(*args, **options):
         raise AssertionError("drawn")
 
-    for name in ("Critters", "captioned_folder", "fashion_mnist", "UNet"):
+    for name in ("Critters", "captioned_folder", "fashion_mnist", "UNet", "WaveUNet"):
         monkeypatch.setattr(recipes, name, never)
+    monkeypatch.setattr(recipes.tones, "Tones", never)
     for name in (*recipes.RECIPES, tmp_path):
         recipe = recipes.get_recipe(name)
         with pytest.raises(AssertionError, match="drawn"):

@@ -166,8 +166,8 @@ def test_an_encoder_that_reads_any_word_does_not_tell_what_the_model_draws(tmp_p
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]")
     model = untrained(["a"])
-    model.encoder = md.TextEncoder(model.encoder.model, fast, 32)
     model.encoder.model.resize_token_embeddings(len(fast))
+    model.encoder = md.TextEncoder(model.encoder.model, fast, 32)
     assert wing.unknown_words(model, critters.vocabulary(2)) == []
     assert wing.count_of(model) is None
     model.save_pretrained(tmp_path)

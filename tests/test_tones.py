@@ -201,6 +201,7 @@ def test_the_log_spectrum_puts_a_sine_into_its_band():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:a Fréchet distance of 64 samples")
 def test_a_model_that_plays_renders_has_full_scores():
     """The score's own test: renders in place of a model."""
     data = {tones.prompt(s): s for s in (Tones(4000, "all").sound(i) for i in range(4000))}

@@ -120,7 +120,7 @@ def _warn_cut(
 def _warn(message: str) -> None:
     """Warn at the line of the caller's own code, however deep in the library this is."""
     frame, level = sys._getframe(), 1
-    while frame.f_back and frame.f_globals["__name__"].startswith(("minidiff", "torch")):
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("minidiff", "torch")):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 
