@@ -9,7 +9,7 @@ equal length in t. Three numbers for each:
 * distance: kernel distance to renders of the same critters, in the reader's features; unbiased, so it may be
   below 0.
 
-It takes too long for ``make bench``: half an hour on one core.
+It takes too long for ``make bench``.
 
     python -m benchmarks.quality [--prompts 128]
 """
@@ -38,8 +38,7 @@ GUIDANCE = 3.0
 BATCH = 64
 FINE = 200
 FITTED_ON, EVALUATIONS, FITTED_CALLS = 8, 150, (4, 6, 8, 10)
-"""Pictures and runs that :func:`minidiff.fit_levels` is given, and the numbers of steps it is asked for: with
-pictures a fit takes minutes."""
+"""Pictures and runs that :func:`minidiff.fit_levels` is given, and the numbers of steps it is asked for."""
 
 
 class Guided(NamedTuple):

@@ -240,22 +240,17 @@ def frechet_limit(
     n, width = min(len(x), len(y)), x.shape[1]
     if n <= 2 * width:
         raise ValueError(f"{n} samples in {width} dimensions: give more than {2 * width}")
-    distance = _frechet(x)
-
-    def limit(x: Tensor, y: Tensor) -> float:
-        halves = [distance(x[part::2], y[part::2]) for part in (0, 1)]
-        return 2 * distance(x, y) - sum(halves) / 2
-
-    # Of neighbours one goes into each half, and the same group leaves both.
-    order_x, order_y = (torch.arange(len(part) // 2 * 2).reshape(-1, 2) for part in (x, y))
     if groups < 2 or n < 4 * groups:
         raise ValueError(f"{n} samples in {groups} groups: give at least 2 groups of 4 samples")
-    value = limit(x, y)
-    without = []
-    for g in range(groups):
-        kept = [order[torch.arange(len(order)) % groups != g].flatten() for order in (order_x, order_y)]
-        without.append(limit(x[kept[0]], y[kept[1]]))
-    return _from_jackknife(value, torch.tensor(without), n, confidence)
+    distance = _frechet(x)
+
+    def limit(x: Tensor, y: Tensor) -> float:  # (pairs, 2, F) each
+        halves = [distance(x[:, part], y[:, part]) for part in (0, 1)]
+        return 2 * distance(x.flatten(0, 1), y.flatten(0, 1)) - sum(halves) / 2
+
+    # One of two neighbours in each half: the jackknife, which leaves out pairs, takes as many from both.
+    x, y = (part[: len(part) // 2 * 2].unflatten(0, (-1, 2)) for part in (x, y))
+    return _jackknife(limit, x, y, groups, confidence)._replace(n=n)
 
 
 def frechet_floor(covariance: Tensor, n: int, m: int | None = None) -> float:
@@ -404,18 +399,12 @@ def _jackknife(
     """
     n = min(len(x), len(y))
     if x.shape[1:] != y.shape[1:]:
-        raise ValueError(f"{x.shape[1]} features against {y.shape[1]}: they must be of one kind")
+        raise ValueError(f"{x.shape[-1]} features against {y.shape[-1]}: they must be of one kind")
     if groups < 2 or n < 2 * groups:
         raise ValueError(f"{n} samples in {groups} groups: give at least 2 groups of 2 samples")
     value = statistic(x, y)
     of_x, of_y = (torch.arange(len(part), device=part.device) % groups for part in (x, y))
     without = torch.tensor([statistic(x[of_x != g], y[of_y != g]) for g in range(groups)])
-    return _from_jackknife(value, without, n, confidence)
-
-
-def _from_jackknife(value: float, without: Tensor, n: int, confidence: float) -> Interval:
-    """The interval that follows from what the statistic is without each of the groups."""
-    groups = len(without)
     error = math.sqrt((groups - 1) * float(without.double().var(correction=0)))
     half = _student_quantile(confidence, groups - 1) * error
     return Interval(value, value - half, value + half, n)

@@ -328,7 +328,9 @@ def fit_levels(
     Raises:
         ValueError: ``n`` or ``evaluations`` is smaller than 1, or the sampler refuses ``x`` or ``denoise``.
     """
-    from scipy.optimize import minimize  # takes as long to import as a tenth of torch; most never ask
+    from scipy.optimize import (
+        minimize,
+    )  # here: few ask for it, and importing the library stays as light as torch
 
     if evaluations < 1:
         raise ValueError(f"evaluations = {evaluations}: the search needs at least 1 run")

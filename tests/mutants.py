@@ -180,7 +180,7 @@ MUTANTS = [
         ("an interval of the jackknife too narrow", "metrics", "error = math.sqrt((groups - 1) * float(without", "error = math.sqrt(float(without", ("test_metrics",)),
         ("a ball that counts its own centre", "metrics", "kthvalue(k + 1, dim=1)", "kthvalue(k, dim=1)", ("test_metrics_sets",)),
         ("recall by the balls of the data", "metrics", "apart < radius_x[:, None]", "apart < radius_y", ("test_metrics_sets",)),
-        ("a limit that adds the bias", "metrics", "return 2 * distance(x, y) - sum(halves) / 2", "return sum(halves) / 2", ("test_metrics_sets",)),
+        ("a limit that adds the bias", "metrics", "return 2 * distance(x.flatten(0, 1), y.flatten(0, 1)) - sum(halves) / 2", "return sum(halves) / 2", ("test_metrics_sets",)),
         ("a floor without the diagonal", "metrics", "(pairs.sum() + pairs.diagonal().sum()) / 2", "pairs.sum() / 2", ("test_metrics_sets",)),
         ("a correction that forgets false alarms", "metrics", "q = (p + b - 1) / skill", "q = p / skill", ("test_metrics_sets",)),
         ("a p-value that can be zero", "metrics", "return (1 + int(as_large.sum())) / (1 + permutations)", "return int(as_large.sum()) / permutations", ("test_metrics",)),

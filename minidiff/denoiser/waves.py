@@ -12,9 +12,9 @@ from minidiff.denoiser.unet import UNet
 
 
 def lapped_basis(frame: int) -> Tensor:
-    """The waves of which a frame is made, (frame, 2 * frame): row k is a cosine of ``(k + 1/2) / (2 *
-    frame)``
-    periods a sample, under a half sine; neighbouring frames overlap by a half (MDCT, Princen et al. 1987)."""
+    """The waves of which a frame is made, (frame, 2 * frame): row k is a cosine of
+    ``(k + 1/2) / (2 * frame)`` periods a sample, under a half sine; neighbouring frames overlap by a half
+    (MDCT, Princen et al. 1987)."""
     n, k = torch.arange(2 * frame, dtype=torch.float64), torch.arange(frame, dtype=torch.float64)[:, None]
     window = torch.sin(math.pi * (n + 0.5) / (2 * frame))
     angles = math.pi / frame * (n + 0.5 + frame / 2) * (k + 0.5)
