@@ -215,7 +215,8 @@ def duo(part: Part) -> None:
             part.keep(steps=step.index + 1, of=recipe.steps, batch=recipe.batch_size, losses=losses)
     part.keep(steps=recipe.steps, seconds=time.monotonic() - start)
     part.keep(scores=scores(folder, 2, part.tiny))
-    (folder / "training.safetensors").unlink()  # three times the model; nothing goes on from here
+    for state in folder.glob("training*.safetensors"):
+        state.unlink()  # three times the model; nothing goes on from here
 
 
 def recipe_of(part: Part, name: str, **options: Any) -> Recipe:

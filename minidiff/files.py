@@ -140,13 +140,15 @@ def write_whole(path: StrPath) -> Iterator[Path]:
 
     Yields:
         The place to write to: in the same folder, with the same ending. It takes the place of ``path``
-        when the block ends, and is deleted when the block raises.
+        when the block ends, once the disk has it, and is deleted when the block raises.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=SAVING) as scratch:
         unfinished = Path(scratch) / path.name
         yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the new name with none of the new bytes
         os.replace(unfinished, path)
 
 

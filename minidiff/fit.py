@@ -23,7 +23,7 @@ from minidiff.pipeline import TextToSound, pipeline
 from minidiff.pixels import save_grid
 from minidiff.recipes import Recipe
 from minidiff.sounds import save_wav
-from minidiff.state import LOG_EVERY, LossLog, saved_steps
+from minidiff.state import LOG_EVERY, LossLog, recover, saved_steps
 from minidiff.training import Step, processes, train
 
 try:
@@ -51,7 +51,8 @@ def fit(
       ``TextToImage.from_pretrained(output)``;
     * ``samples/step_000300.png`` and so on: one row per prompt of the recipe; of sounds a .wav with one after
       another;
-    * ``training.safetensors``: what ``resume=True`` goes on from;
+    * ``training.safetensors``: what ``resume=True`` goes on from, and ``training-before.safetensors``, from
+      which it goes on if the former is damaged;
     * ``loss.csv``: ``step,loss,lr,images_per_s`` of every tenth step, written as it goes.
 
     An interrupt (Ctrl-C, SIGTERM or SIGHUP) lets the step in progress end, writes everything, and is raised
@@ -86,8 +87,10 @@ def fit(
         raise FileExistsError(f"{output} holds a training run: add --resume, or choose another folder")
     if not resume and (output / "config.json").exists():
         raise FileExistsError(f"{output} holds a model: choose another folder")
-    before = saved_steps(output) if resume else 0
+    before = 0
     if resume:
+        recover(output)
+        before = saved_steps(output)
         _check_network(recipe.model, output)
     return _fit(recipe, output, seed, before, sample_every, save_every)
 

@@ -2,12 +2,18 @@
 
 ``training.safetensors`` holds the weights, their running average, and the two moments that AdamW keeps
 of every gradient. Times and noise of a step depend on the seed and its number, so with the same seed and
-data nothing else is needed. ``loss.csv`` is for people.
+data nothing else is needed. The state before it stays beside it, as ``training-before.safetensors``: if a
+disk damages the newer one, its checksum tells, and the run goes on from the older. ``loss.csv`` is for
+people.
 """
 
 import csv
 import json
+import os
+import shutil
 import time
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,7 @@ from torch import Tensor, nn
 from minidiff.checks import whole
 from minidiff.files import StrPath, load_weights, open_weights, weights, write_whole
 
+STATE, BEFORE = "training.safetensors", "training-before.safetensors"
 LOG_EVERY = 10
 """Steps between two lines of ``loss.csv``."""
 
@@ -40,7 +47,8 @@ class TrainingState:
         self.writes, self.seed = writes, seed
 
     def save(self, folder: Path, steps: int) -> None:
-        """Write the state after ``steps`` steps into ``folder``; the file is replaced whole."""
+        """Write the state after ``steps`` steps into ``folder``. The file is replaced whole, and what it held
+        is kept as :data:`BEFORE`."""
         if not self.writes:  # one process of many is enough
             return
         tensors = {f"model.{key}": value for key, value in weights(self.model).items()}
@@ -49,17 +57,24 @@ class TrainingState:
             tensors |= {f"optimizer.{number}.{key}": value for key, value in moments.items()}
         # Copies: safetensors refuses tensors that share memory, as T5's embedding tables do.
         tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-        with write_whole(folder / "training.safetensors") as unfinished:
-            about = json.dumps({"steps": steps, "seed": self.seed})
+        about = json.dumps({"steps": steps, "seed": self.seed, "crc32": checksum(tensors)})
+        with write_whole(folder / STATE) as unfinished:
             unfinished.write_bytes(save(tensors, {"training": about}))
+            if (folder / STATE).is_file():
+                with write_whole(folder / BEFORE) as kept:
+                    same_file(folder / STATE, kept)
 
     def load(self, folder: Path) -> int:
         """Read the state in ``folder`` into model, average and optimizer; return its number of steps.
 
         Raises:
             ValueError: it is none, or of another model or seed.
+
+        Warns:
+            UserWarning: see :func:`recover`.
         """
-        steps, seed = saved_steps(folder), _about(folder).get("seed", self.seed)
+        recover(folder)
+        steps, seed = saved_steps(folder), _about(folder / STATE).get("seed", self.seed)
         if seed != self.seed:
             raise ValueError(f"{folder} holds a run with seed {seed}, not {self.seed}: resume it with that")
         parameters = self.optimizer.param_groups[0]["params"]
@@ -83,6 +98,58 @@ class TrainingState:
         return steps
 
 
+def recover(folder: StrPath) -> None:
+    """Put the state before the last in the place of the last, if the last is gone or damaged.
+
+    Raises:
+        FileNotFoundError: there is no state in ``folder``.
+        ValueError: the last is damaged, and the one before is not there or damaged too.
+
+    Warns:
+        UserWarning: the last was damaged; after how many steps the one before is.
+    """
+    folder = Path(folder)
+    try:
+        _check(folder / STATE)
+        return
+    except (FileNotFoundError, ValueError) as error:
+        try:
+            steps = _check(folder / BEFORE)
+            os.replace(folder / BEFORE, folder / STATE)
+        except (FileNotFoundError, ValueError):
+            _check(folder / STATE)  # raises again, unless another process has just put it right
+            return
+        warnings.warn(f"{error}; the run goes on from the state before it, of step {steps}", stacklevel=2)
+
+
+def checksum(tensors: dict[str, Tensor]) -> int:
+    """CRC-32 of all bytes of some tensors on the CPU, in the order of their names."""
+    total = 0
+    for _, value in sorted(tensors.items()):
+        total = zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy(), total)
+    return total
+
+
+def same_file(old: Path, new: Path) -> None:
+    """Give a file a second name, or, where the file system knows no such thing, copy it."""
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copy(old, new)
+
+
+def _check(file: Path) -> int:
+    """The number of steps of a state that is as it was written; states of older formats have no checksum.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is damaged.
+    """
+    about = _about(file)
+    if "crc32" in about and about["crc32"] != checksum(_tensors(file)):
+        raise ValueError(f"{file} is damaged: its bytes are not those that were written")
+    return int(about["steps"])
+
+
 def saved_steps(folder: StrPath) -> int:
     """How many steps the training state in ``folder`` has behind it.
 
@@ -90,12 +157,11 @@ def saved_steps(folder: StrPath) -> int:
         FileNotFoundError: there is no ``training.safetensors`` in ``folder``.
         ValueError: it holds no training state.
     """
-    return int(_about(folder)["steps"])
+    return int(_about(Path(folder) / STATE)["steps"])
 
 
-def _about(folder: StrPath) -> dict[str, Any]:
-    """Steps and, but for the first format, seed of the training state in ``folder``."""
-    file = Path(folder) / "training.safetensors"
+def _about(file: Path) -> dict[str, Any]:
+    """Steps and, but for older formats, seed and checksum of a training state."""
     if not file.is_file():
         raise FileNotFoundError(f"nothing to resume: {file} does not exist")
     with open_weights(file) as handle:
@@ -114,9 +180,13 @@ def saved_part(folder: StrPath, part: str) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: there is no such file in ``folder``.
     """
-    with open_weights(Path(folder) / "training.safetensors") as handle:
-        names = [name for name in handle.keys() if name.startswith(f"{part}.")]  # noqa: SIM118
-        return {name.removeprefix(f"{part}."): handle.get_tensor(name) for name in names}
+    return {k.removeprefix(f"{part}."): v for k, v in _tensors(Path(folder) / STATE, f"{part}.").items()}
+
+
+def _tensors(file: Path, start: str = "") -> dict[str, Tensor]:
+    """The tensors in a file whose names begin so."""
+    with open_weights(file) as handle:
+        return {k: handle.get_tensor(k) for k in handle.keys() if k.startswith(start)}  # noqa: SIM118
 
 
 class LossLog:

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import pytest
 import torch
 from helpers import full_disk
 from runs import data, fresh, short, weights_of
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import minidiff as md
-from minidiff.state import saved_steps
+from minidiff.state import STATE, saved_steps
 
 CPU = torch.device("cpu")
 
@@ -68,7 +70,48 @@ def test_a_failed_save_leaves_the_old_state(tmp_path):
     assert (tmp_path / "training.safetensors").read_bytes() == before
     next(steps).save(tmp_path)
     assert saved_steps(tmp_path) == 3
-    assert [file.name for file in tmp_path.iterdir()] == ["training.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["training-before.safetensors", STATE]
+
+
+def flip(file: Path) -> None:
+    """One bit of the last byte: a header that still fits, and a weight that is another number."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink, lambda file: file.write_bytes(b"")])
+def test_a_damaged_state_is_noticed_and_the_one_before_used(damage, tmp_path):
+    """To the bit: the run ends as if nothing had happened."""
+    batches = [data(8, 2, seed=seed).float() for seed in range(6)]
+    for step in md.train(fresh(), batches, 6, precision="fp32"):
+        if step.index in (1, 3):
+            step.save(tmp_path)
+    damage(tmp_path / STATE)
+    again = fresh(seed=9)
+    with pytest.warns(UserWarning, match="goes on from the state before it, of step 2"):
+        steps = list(md.train(again, batches[2:], 6, precision="fp32", resume=tmp_path))
+    assert [s.index for s in steps] == [2, 3, 4, 5]
+    assert torch.equal(weights_of(steps[-1].ema), weights_of(step.ema))
+
+
+def test_two_damaged_states_are_named(tmp_path):
+    for step in md.train(fresh(), [data(8, 2).float()], 2, precision="fp32"):
+        step.save(tmp_path)
+    for file in tmp_path.iterdir():
+        flip(file)
+    with pytest.raises(
+        ValueError, match="safetensors is damaged: its bytes are not those that were"
+    ):
+        short(fresh(), resume=tmp_path)
+
+
+def test_a_state_without_a_checksum_is_an_older_one(tmp_path):
+    for step in md.train(fresh(), [data(8, 2).float()], 2, precision="fp32"):
+        step.save(tmp_path)
+    about = json.dumps({"steps": 2, "seed": 0})
+    save_file(load_file(tmp_path / STATE), tmp_path / STATE, {"training": about})
+    assert short(fresh(), 3, resume=tmp_path)[0].index == 2
 
 
 def test_nothing_to_resume_is_named(tmp_path):
