@@ -137,7 +137,7 @@ def train(
     ] = None,
     data_root: DataRoot = None,
     text_encoder: Annotated[str | None, typer.Option(help="Folder or hub id of a frozen encoder.")] = None,
-    conditioning: Annotated[str, typer.Option(help="How text enters: both, pooled or tokens.")] = "both",
+    conditioning: Annotated[str | None, typer.Option(help="How text enters: both, pooled, tokens.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step; else the recipe's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate; else the recipe's.")] = None,
     width: Annotated[
@@ -164,7 +164,7 @@ def train(
         "caption_column": caption_column, "conditioning": conditioning,
     }  # fmt: skip
     if what in HELPERS:
-        if resume or text_encoder or conditioning != "both" or batch_size or lr or width:
+        if resume or text_encoder or conditioning or batch_size or lr or width:
             raise ValueError(
                 f"{what} takes none of --resume, --text-encoder, --conditioning, --width, --batch-size and "
                 "--lr: it is trained whole"
@@ -174,7 +174,7 @@ def train(
     if what not in RECIPES and not Path(what).is_dir():
         known = ", ".join([*RECIPES, *HELPERS])
         raise ValueError(f"nothing to train: {what!r} is no recipe ({known}) and no folder")
-    if conditioning not in get_args(Conditioning):
+    if conditioning and conditioning not in get_args(Conditioning):
         raise ValueError(f"--conditioning {conditioning}: choose one of {', '.join(get_args(Conditioning))}")
     if text_encoder:
         options["encoder"] = TextEncoder.from_pretrained(text_encoder)

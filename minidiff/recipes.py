@@ -72,7 +72,7 @@ class Options:
         data_root: where Fashion-MNIST is, as :func:`minidiff.data.fashion_mnist` has it.
         caption_column: column of a folder's metadata that holds the captions; None for the usual names.
         encoder: what reads the captions; None for the recipe's own.
-        conditioning: how the text enters, as :class:`~minidiff.denoiser.UNet` has it.
+        conditioning: how the text enters, see :class:`~minidiff.denoiser.UNet`; None for the recipe's own.
         width: channels of the U-Net's first level, a multiple of 32; None for the recipe's own.
     """
 
@@ -82,7 +82,7 @@ class Options:
     data_root: StrPath | None = None
     caption_column: str | None = None
     encoder: TextEncoder | None = None
-    conditioning: Conditioning = "both"
+    conditioning: Conditioning | None = None
     width: int | None = None
 
 
@@ -161,7 +161,7 @@ def text_to_image(
     text = text if isinstance(text, TextEncoder) else TextEncoder.from_captions(text)
     net = UNet(
         shape[0], _chosen(options.width, 64), patch=_patch(shape[1]), condition_dim=text.dim,
-        conditioning=options.conditioning, positions=positions,
+        conditioning=options.conditioning or "both", positions=positions,
     )  # fmt: skip
     return Diffusion(net, Cosine(), target="x0", encoder=text, shape=shape)
 
@@ -264,19 +264,21 @@ def tones_recipe(options: Options) -> Recipe:
 
     def build(recipe: Recipe) -> Diffusion:
         text = options.encoder or TextEncoder.from_captions(tones.vocabulary())
-        net = WaveUNet(_chosen(options.width, 96), condition_dim=text.dim, conditioning=options.conditioning)
+        # By tokens alone: the pooled vector says the same to all frames, but each tone has words of its own.
+        how = options.conditioning or "tokens"
+        net = WaveUNet(_chosen(options.width, 96), condition_dim=text.dim, conditioning=how)
         return Diffusion(net, Cosine(), target="x0", encoder=text, shape=(1, tones.SAMPLES))
 
     def score(pipe: Any, recipe: Recipe, **how: Any) -> dict[str, Interval]:
         return tones.evaluate(pipe, **how)
 
-    return Recipe(load, build, score, HEARD, steps=5000, batch_size=64, weighting=faint)
+    return Recipe(load, build, score, HEARD, steps=6500, batch_size=64, weighting=faint)
 
 
 def faint(level: NoiseLevel) -> Tensor:
-    """min(SNR / 50 + 1, 50): :func:`~minidiff.loss.snr_plus_one_weight` for faint data. The standard
-    deviation of pictures is about a half, that of sounds a seventh."""
-    return (level.snr / 50 + 1).clamp(max=50)
+    """min(SNR / 12 + 1, 50): :func:`~minidiff.loss.snr_plus_one_weight` for faint data. The standard
+    deviation of pictures is about a half, that of sounds a seventh: 12 is the square of the ratio."""
+    return (level.snr / 12 + 1).clamp(max=50)
 
 
 def fashion_mnist_recipe(options: Options) -> Recipe:

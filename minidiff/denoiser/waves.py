@@ -68,7 +68,7 @@ class WaveUNet(nn.Module):
         multipliers: tuple[int, ...] = (1, 1, 1),
         blocks: int = 1,
         frame: int = 128,
-        attention: tuple[int, ...] = (1, 2),
+        attention: tuple[int, ...] = (0, 1, 2),
         condition_dim: int | None = None,
         conditioning: layers.Conditioning = "both",
         gate: bool = True,

@@ -7,8 +7,9 @@ from minidiff.tones.sound import ATTRIBUTES, Sound, Tone
 
 OPENINGS = ("", "", "", "the sound of ")
 JOINTS = (", then ", " then ", " followed by ", ", and then ")
-SAID = {"timbre": 0.95, "pitch": 0.85, "loudness": 0.5, "length": 0.5}
-"""How often a caption states an attribute; what it leaves out is free."""
+SAID = {"timbre": 0.75, "pitch": 0.75, "loudness": 0.5, "length": 0.5}
+"""How often a caption states an attribute; what it leaves out is free. A caption that leaves out what one of
+two tones is teaches what the other's word does alone, whatever stands beside it."""
 
 
 def prompt(sound: Sound, attributes: Sequence[str] = tuple(ATTRIBUTES)) -> str:

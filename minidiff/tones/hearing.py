@@ -29,6 +29,9 @@ FLOOR = 1e-3
 """Shares of the energy below this, -30 dB, count as this."""
 EXAMPLES, FIRST = 2000, 2**30
 """Renders that the ears are fitted to, and the seed of their data set, which no recipe trains on."""
+HISS = (10.0, 40.0)
+"""Decibels by which every second of these renders is above a white noise: ears that only ever heard silence
+between the partials would call a bell with a little hiss a drum."""
 
 
 class Heard(NamedTuple):
@@ -143,6 +146,11 @@ def _ears() -> dict[str, _Discriminant]:
     data = Tones(EXAMPLES, "all", FIRST)
     sounds = [data.sound(i) for i in range(EXAMPLES)]
     x = torch.stack([data[i][0][0] for i in range(EXAMPLES)])  # (N, SAMPLES)
+    chance = torch.Generator().manual_seed(FIRST)
+    quieter = 10 ** (-torch.empty(EXAMPLES, 1).uniform_(*HISS, generator=chance) / 20)
+    quieter[::2] = 0
+    hiss = torch.randn(x.shape, generator=chance) * x.square().mean(1, keepdim=True).sqrt()
+    x = x + quieter * hiss
     counts = torch.tensor([len(sound) for sound in sounds])
     ears = {"count": _Discriminant(_envelope(x, 32), counts - 1)}
     for count in (1, 2):

@@ -12,6 +12,8 @@ DETUNE = 20.0
 """Cents by which a tone may miss its note, either way."""
 BAR, MEMBRANE = (1.0, 2.756, 5.404), (1.0, 1.593, 2.135, 2.295, 2.653)
 """Multiples of the lowest frequency at which a bar and a round membrane sound (Fletcher & Rossing 1998)."""
+START = 0.02
+"""Seconds of silence before a tone."""
 FADE = 0.03
 """Seconds in which a tone is damped."""
 PARTIALS = {  # timbre: multiples of the pitch, their strengths, how fast they decay
@@ -27,8 +29,8 @@ def play(sound: Sound, rng: random.Random) -> NDArray[np.float32]:
 
     Args:
         sound: one tone or two.
-        rng: source of what the words leave open: when exactly a tone begins, by how much it misses its note,
-            how loud exactly it is, and the noise of breath and stick.
+        rng: source of what the words leave open: by how much a tone misses its note, how loud exactly it is,
+            and the noise of breath and stick.
 
     Raises:
         ValueError: no tone, or more than two.
@@ -43,7 +45,7 @@ def _tone(tone: Tone, slot: int, rng: random.Random) -> NDArray[np.float64]:
     frequency = PITCHES[tone.pitch] * 2 ** (rng.uniform(-DETUNE, DETUNE) / 1200)
     peak = LOUDNESS[tone.loudness] * 10 ** (rng.uniform(-1, 1) / 20)
     duration = LENGTHS[tone.length] * slot / RATE
-    t = np.arange(slot) / RATE - rng.uniform(0.01, 0.03)  # seconds since it began
+    t = np.arange(slot) / RATE - START  # seconds since it began
     noise = np.random.default_rng(rng.getrandbits(64)).standard_normal(slot)
     multiples, strengths, decays = (np.array(part)[:, None] for part in PARTIALS[tone.timbre])
     whole = strengths * np.sin(2 * np.pi * frequency * multiples * t)  # (partials, slot)
