@@ -3,7 +3,8 @@
 import math
 import reprlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from minidiff.files import StrPath
 from minidiff.forward import TINY
 from minidiff.guidance import clamp, guide
 from minidiff.pixels import to_pil
-from minidiff.sampling import SAMPLERS, generators, noise, sample
+from minidiff.sampling import SAMPLERS, generators, noise
 from minidiff.sounds import RATE
 
 
@@ -61,6 +62,11 @@ class TextToImage:
 
     axes = 3
     """Of what is drawn: (C, H, W)."""
+
+    progress: Callable[..., AbstractContextManager[Any]] | None = None
+    """What shows how far a call is, such as ``pipe.progress = tqdm.auto.tqdm``; None for nothing. It is
+    called with ``total``, ``desc`` and ``unit``, and what it gives has ``update()``, called after each
+    sampling step of each batch."""
 
     def __init__(self, model: Diffusion):
         if model.encoder is None:
@@ -177,28 +183,43 @@ class TextToImage:
                 f"size = {size!r}: give {'(height, width)' if len(model.shape) == 3 else '(length,)'}"
             )
         shape = model.shape if size is None else (model.shape[0], *(whole("size", side) for side in size))
-        condition = model.encode(prompts)
-        empty = [p for p, any_token in zip(prompts, condition.mask.any(1), strict=True) if not any_token]
-        if empty:
-            warnings.warn(
-                f"nothing to follow in {reprlib.repr(empty)}: drawn without a prompt", stacklevel=4
-            )  # the caller is beyond __call__ and its torch.no_grad
-        avoided = model.encode(negatives).expand(len(prompts)) if negatives else None
+        ids, avoided = model.ids(prompts), model.ids(negatives) if negatives else None
         # At alpha = 0 the noise does not tell x0: such a model starts where a trace of data is left.
         blind = model.target == "eps" and model.schedule(1.0).alpha < TINY
         levels = model.schedule.levels(steps, "log_snr" if blind else "uniform")
-        parts = []
-        for start in range(0, count, batch_size):
-            numbers = range(start, min(start + batch_size, count))
-            rows = [i // number for i in numbers]  # the prompt of each sample
-            other = None if avoided is None else avoided.take(rows)
-            guided = guide(model.denoise, condition.take(rows), guidance, other, interval, rescale)
-            denoise = clamp(guided)
-            random = generators(seed + start, len(numbers))
-            x = noise((len(numbers), *shape), levels[0], generator=random, device=model.device)
-            extra = {"generator": random} if sampler == "ddpm" else {}
-            parts.append(sample(SAMPLERS[sampler](denoise, x, levels, **extra)).float().cpu())
-        return torch.cat(parts).clamp(-1, 1)
+        starts, kind = range(0, count, batch_size), "image" if self.axes == 3 else "sound"
+        what = f"{count:,} {kind}" + "s" * (count > 1)
+        parts: list[Tensor] = []
+        warned: list[str] = []
+        show = self.progress or _Silent
+        with show(total=len(starts) * steps, desc=what, unit="step") as bar:
+            for start in starts:
+                numbers = range(start, min(start + batch_size, count))
+                # The prompts of these samples alone: the states of a million prompts would fill the memory.
+                some = slice(start // number, numbers[-1] // number + 1)
+                rows = [i // number - some.start for i in numbers]
+                condition = model.encode(ids[some])
+                told = condition.mask.any(1).tolist()
+                empty = [p for p, any_token in zip(prompts[some], told, strict=True) if not any_token]
+                if empty and empty != warned:
+                    warnings.warn(
+                        f"nothing to follow in {reprlib.repr(empty)}: drawn without a prompt", stacklevel=4
+                    )  # the caller is beyond __call__ and its torch.no_grad
+                    warned = empty
+                other = None
+                if avoided is not None:
+                    other = model.encode(avoided[some] if len(avoided) > 1 else avoided)
+                    other = other.expand(len(told)).take(rows)
+                guided = guide(model.denoise, condition.take(rows), guidance, other, interval, rescale)
+                denoise = clamp(guided)
+                random = generators(seed + start, len(numbers))
+                x = noise((len(numbers), *shape), levels[0], generator=random, device=model.device)
+                extra = {"generator": random} if sampler == "ddpm" else {}
+                for state in SAMPLERS[sampler](denoise, x, levels, **extra):
+                    x = state.x
+                    bar.update()
+                parts.append(x.float().cpu())
+        return torch.cat(parts).clamp_(-1, 1)
 
 
 class TextToSound(TextToImage):
@@ -254,6 +275,19 @@ def pipeline(model: Diffusion) -> TextToImage:
     :class:`TextToImage`."""
     sound = model.shape is not None and len(model.shape) == TextToSound.axes
     return TextToSound(model) if sound else TextToImage(model)
+
+
+class _Silent(AbstractContextManager["_Silent"]):
+    """No progress."""
+
+    def __init__(self, **options: Any):
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self) -> None:
+        pass
 
 
 def _strings(name: str, value: object) -> list[str]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minidiff import critters, tones
 from minidiff.critters import AttributeReader, Critters
+from minidiff.critters.scores import count_of, unknown_words
 from minidiff.data import Batches, captioned_folder, fashion_mnist
 from minidiff.data.fashion import CAPTIONS
 from minidiff.data.folder import FolderImages, folder_splits
@@ -362,6 +363,13 @@ RECIPES: dict[str, Callable[[Options], Recipe]] = {
     "fashion-mnist": fashion_mnist_recipe,
     "tones": tones_recipe,
 }
+
+
+def guess_data(model: Diffusion) -> str | None:
+    """The recipe whose data a model draws, as far as the words it knows tell; None if they do not."""
+    if not unknown_words(model, tones.vocabulary()):  # who reads any word knows those of critters, too
+        return "tones" if unknown_words(model, critters.vocabulary()) else None
+    return {1: "critters", 2: "critters-duo", None: None}[count_of(model)]
 
 
 # --- the helpers --------------------------------------------------------------------------------

@@ -223,45 +223,6 @@ def test_the_version(minidiff):
     assert minidiff("--version") == (0, f"minidiff {md.__version__}\n", "")
 
 
-def test_the_loss_in_the_bar_is_a_weighted_mean():
-    """Weight 0.98^age, and nothing but: the untrained network's loss does not linger."""
-    losses = [5.0, 0.4, 0.1, 0.2]
-    mean = cli.RunningMean()
-    shown = [mean(loss) for loss in losses]
-    for n in range(1, 5):
-        weights = [0.98**age for age in reversed(range(n))]
-        true = sum(w * x for w, x in zip(weights, losses[:n], strict=True)) / sum(weights)
-        assert shown[n - 1] == pytest.approx(true, rel=1e-12)
-
-
-def test_of_many_warnings_of_a_kind_five_are_shown(capsys):
-    """A folder may have thousands of captions that are too long."""
-    show = cli.FewOfAKind()
-    for i in range(60):
-        show(f"only 32 tokens are read; ignored: {i}")
-    show("something else: 1")
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 6
-    assert lines[4] == "warning: only 32 tokens are read; ignored: 4 (more of this kind are not shown)"
-    assert lines[5] == "warning: something else: 1"
-
-
-def test_the_bar_counts_from_where_a_resumed_run_begins(minidiff, folder, tmp_path, monkeypatch):
-    """Else the rate, and the time it leaves, would count steps that somebody else made."""
-    bars = []
-
-    class Bar(cli.tqdm):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            bars.append(self)
-
-    monkeypatch.setattr(cli, "tqdm", Bar)
-    for options in (["--steps", 2], ["--steps", 3, "--resume"]):
-        code, _, err = minidiff("train", folder, "-o", tmp_path / "run", "--size", 16, *options)
-        assert code == 0, err
-    assert [(bar.initial, bar.n) for bar in bars] == [(0, 2), (2, 3)]
-
-
 def test_batch_size_rate_and_saves_are_as_asked(minidiff, folder, tmp_path, monkeypatch):
     asked = {}
 
