@@ -11,9 +11,8 @@ import secrets
 import sys
 import time
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -21,11 +20,6 @@ from minidiff import __version__
 from minidiff.checks import seed_number
 from minidiff.files import check_place, first_line, load_weights, write_whole
 from minidiff.progress import Bar, FewOfAKind, RunningMean, say
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from minidiff.pipeline import TextToImage
 
 # What several commands take.
 Model = Annotated[str, typer.Argument(help="Shipped model, folder of a run, or hub id.")]
@@ -47,8 +41,6 @@ MOST_BYTES = 10**9
 """So large may a file of pictures be before it is packed."""
 MOST_MEMORY = 4 * 10**9
 """So many bytes may samples take before the command says so."""
-CHUNK = 64
-"""So many samples are drawn at a time."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -89,7 +81,7 @@ def sample(
     """Draw images, or play sounds, for a prompt and write them into one file."""
     from minidiff.denoiser import Diffusion
     from minidiff.device import default_device
-    from minidiff.pipeline import TextToSound, pipeline
+    from minidiff.pipeline import TextToSound, draw_many, pipeline
     from minidiff.pixels import check_image_name, save_grid
     from minidiff.sounds import save_wav
 
@@ -115,32 +107,13 @@ def sample(
         raise ValueError(
             f"--num-images {num_images} at --scale {scale} is more than one file can hold: draw fewer"
         )
-    samples = draw(pipe, prompt, num_images, **how)
+    pipe.progress = Bar
+    samples = draw_many(pipe, prompt, num_images, **how)
     if sounds:
         save_wav(samples, output)
     else:
         save_grid(samples, output, scale=scale)
     typer.echo(f"{output}  ({num_images} x {prompt!r}, seed {seed})")
-
-
-def draw(pipe: "TextToImage", prompt: str, number: int, *, seed: int, steps: int, **how: Any) -> "Tensor":
-    """Samples of a prompt as bytes (number, C, H, W) uint8, or as sounds (number, 1, L) int16, drawn a few at
-    a time: a sample depends on its own seed alone, and while it is drawn it takes many times its bytes."""
-    import torch
-
-    from minidiff.pipeline import TextToSound
-    from minidiff.pixels import to_bytes
-    from minidiff.sounds import to_int16
-
-    sounds = isinstance(pipe, TextToSound)
-    name, kind, store = ("num_sounds", "sound", to_int16) if sounds else ("num_images", "image", to_bytes)
-    seed, parts, what = seed_number(seed, number), [], f"{number:,} {kind}" + "s" * (number > 1)
-    with Bar(total=-(-number // CHUNK) * steps, desc=what, unit="step") as bar:
-        pipe.progress = lambda **_: nullcontext(bar)  # one bar for all
-        for start in range(0, number, CHUNK):
-            few: dict[str, Any] = {name: min(CHUNK, number - start), "batch_size": CHUNK}
-            parts.append(store(pipe(prompt, seed=seed + start, steps=steps, **few, **how).tensors))
-    return torch.cat(parts)
 
 
 @app.command()
@@ -155,14 +128,19 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for model and samples.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps in all.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where --output stopped.")] = False,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Model to train further: shipped, a folder, or hub id.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and noise.")] = 0,
-    size: Annotated[int, typer.Option(help="Height and width, for critters and folders.")] = 64,
+    size: Annotated[
+        int | None, typer.Option(help="Height and width, for critters and folders; else 64.")
+    ] = None,
     images: Annotated[
         int | None, typer.Option(min=128, help="Critters or tones to make; else the recipe's.")
     ] = None,
     data_root: DataRoot = None,
     text_encoder: Annotated[str | None, typer.Option(help="Folder or hub id of a frozen encoder.")] = None,
-    conditioning: Annotated[str, typer.Option(help="How text enters: both, pooled or tokens.")] = "both",
+    conditioning: Annotated[str | None, typer.Option(help="How text enters: both, pooled, tokens.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step; else the recipe's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate; else the recipe's.")] = None,
     width: Annotated[
@@ -176,7 +154,7 @@ def train(
     import torch
 
     from minidiff import fit
-    from minidiff.denoiser import Conditioning
+    from minidiff.denoiser import Conditioning, Diffusion
     from minidiff.recipes import HELPERS, RECIPES, get_recipe
     from minidiff.state import saved_steps
     from minidiff.text import TextEncoder
@@ -189,20 +167,24 @@ def train(
         "caption_column": caption_column, "conditioning": conditioning,
     }  # fmt: skip
     if what in HELPERS:
-        if resume or text_encoder or conditioning != "both" or batch_size or lr or width:
+        if resume or start or text_encoder or conditioning or batch_size or lr or width:
             raise ValueError(
-                f"{what} takes none of --resume, --text-encoder, --conditioning, --width, --batch-size and "
-                "--lr: it is trained whole"
+                f"{what} takes none of --resume, --from, --text-encoder, --conditioning, --width, "
+                "--batch-size and --lr: it is trained whole"
             )
         train_helper(what, output, steps, seed, options)
         return
     if what not in RECIPES and not Path(what).is_dir():
         known = ", ".join([*RECIPES, *HELPERS])
         raise ValueError(f"nothing to train: {what!r} is no recipe ({known}) and no folder")
-    if conditioning not in get_args(Conditioning):
+    if conditioning and conditioning not in get_args(Conditioning):
         raise ValueError(f"--conditioning {conditioning}: choose one of {', '.join(get_args(Conditioning))}")
     if text_encoder:
         options["encoder"] = TextEncoder.from_pretrained(text_encoder)
+    if start:
+        options["start"] = Diffusion.from_pretrained(start)
+        # Once, of all captions, is enough: the recipe's notes name the words.
+        warnings.filterwarnings("ignore", "not in the vocabulary of this model")
     recipe = get_recipe(what, **options)
     for name, value in (("steps", steps), ("batch_size", batch_size), ("lr", lr)):
         if value is not None:
@@ -279,7 +261,7 @@ def evaluate(
     from minidiff.denoiser import Diffusion
     from minidiff.device import default_device
     from minidiff.pipeline import pipeline
-    from minidiff.recipes import get_recipe, guess_data
+    from minidiff.recipes import get_recipe, guess_data, size_of
 
     if output is not None:
         check_place(output)
@@ -287,8 +269,7 @@ def evaluate(
     data = data or guess_data(pipe.model)
     if data is None:
         raise ValueError("its words do not tell what it draws: say so, with a recipe or a folder")
-    size = pipe.model.shape[-1] if pipe.model.shape else 64
-    recipe = get_recipe(data, size=size, data_root=data_root, caption_column=caption_column)
+    recipe = get_recipe(data, size=size_of(pipe.model), data_root=data_root, caption_column=caption_column)
     if (memory := 2 * 4 * prompts * math.prod(pipe.model.shape or ())) > MOST_MEMORY:  # of both splits
         say(f"--prompts {prompts}: the samples take up to {memory / 1e9:.0f} GB of memory")
     pipe.progress = Bar
@@ -316,7 +297,7 @@ def doctor(
     from minidiff.denoiser import Diffusion
     from minidiff.doctor import doctor as examine
     from minidiff.pixels import from_bytes
-    from minidiff.recipes import get_recipe, guess_data
+    from minidiff.recipes import get_recipe, guess_data, size_of
     from minidiff.state import saved_part
 
     diffusion = Diffusion.from_pretrained(model)
@@ -326,7 +307,7 @@ def doctor(
         if diffusion.shape is None:
             raise ValueError("the model does not say the shape of its samples: look at it from Python")
         source = get_recipe(
-            data, size=diffusion.shape[-1], images=samples, seed=seed, data_root=data_root,
+            data, size=size_of(diffusion), images=samples, seed=seed, data_root=data_root,
             caption_column=caption_column,
         ).source  # fmt: skip
         x0 = from_bytes(source.images[:samples])

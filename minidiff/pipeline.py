@@ -4,7 +4,7 @@ import math
 import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -19,9 +19,12 @@ from minidiff.device import default_device
 from minidiff.files import StrPath
 from minidiff.forward import TINY
 from minidiff.guidance import clamp, guide
-from minidiff.pixels import to_pil
+from minidiff.pixels import to_bytes, to_pil
 from minidiff.sampling import SAMPLERS, generators, noise
-from minidiff.sounds import RATE
+from minidiff.sounds import RATE, to_int16
+
+BATCH = 64
+"""So many samples are drawn together, if nothing else is asked for."""
 
 
 class Images(NamedTuple):
@@ -106,7 +109,7 @@ class TextToImage:
         seed: int = 0,
         sampler: str = "dpmpp_2m",
         size: tuple[int, int] | None = None,
-        batch_size: int = 64,
+        batch_size: int = BATCH,
     ) -> Images:
         """Draw images.
 
@@ -187,12 +190,11 @@ class TextToImage:
         # At alpha = 0 the noise does not tell x0: such a model starts where a trace of data is left.
         blind = model.target == "eps" and model.schedule(1.0).alpha < TINY
         levels = model.schedule.levels(steps, "log_snr" if blind else "uniform")
-        starts, kind = range(0, count, batch_size), "image" if self.axes == 3 else "sound"
-        what = f"{count:,} {kind}" + "s" * (count > 1)
+        starts = range(0, count, batch_size)
         parts: list[Tensor] = []
         warned: list[str] = []
         show = self.progress or _Silent
-        with show(total=len(starts) * steps, desc=what, unit="step") as bar:
+        with show(total=len(starts) * steps, desc=_counted(self, count), unit="step") as bar:
             for start in starts:
                 numbers = range(start, min(start + batch_size, count))
                 # The prompts of these samples alone: the states of a million prompts would fill the memory.
@@ -253,7 +255,7 @@ class TextToSound(TextToImage):
         rescale: float = 0.0,
         seed: int = 0,
         sampler: str = "dpmpp_2m",
-        batch_size: int = 64,
+        batch_size: int = BATCH,
     ) -> Sounds:
         """Play sounds; everything is as :class:`TextToImage` has it, with sounds for images.
 
@@ -268,6 +270,48 @@ class TextToSound(TextToImage):
             "num_sounds",
         )  # fmt: skip
         return Sounds(list(tensors[:, 0].numpy()), tensors, RATE)
+
+
+def draw_many(
+    pipe: TextToImage, prompt: str, number: int, *, seed: int = 0, steps: int = 20, **how: Any
+) -> Tensor:
+    """Samples of one prompt as they are stored, drawn :data:`BATCH` at a time and with one bar for all.
+
+    They are those that ``pipe`` draws at once, since each depends on its own seed alone; but while a sample
+    is drawn it takes many times its bytes.
+
+    Args:
+        pipe: what draws; its ``progress`` shows the bar.
+        prompt: of all samples.
+        number: how many.
+        seed: of the first; the next has ``seed + 1``.
+        steps: sampling steps.
+        how: what else the pipeline takes.
+
+    Returns:
+        (number, C, H, W) uint8, or sounds (number, 1, L) int16.
+
+    Raises:
+        ValueError: as the pipeline does.
+    """
+    seed, starts = seed_number(seed, number), range(0, number, BATCH)
+    sounds = isinstance(pipe, TextToSound)
+    name, store = ("num_sounds", to_int16) if sounds else ("num_images", to_bytes)
+    parts, before = [], pipe.progress
+    try:
+        with (before or _Silent)(total=len(starts) * steps, desc=_counted(pipe, number), unit="step") as bar:
+            pipe.progress = lambda **_: nullcontext(bar)
+            for start in starts:
+                few: dict[str, Any] = {name: min(BATCH, number - start), "batch_size": BATCH}
+                parts.append(store(pipe(prompt, seed=seed + start, steps=steps, **few, **how).tensors))
+    finally:
+        pipe.progress = before
+    return torch.cat(parts)
+
+
+def _counted(pipe: TextToImage, number: int) -> str:
+    """Such as "1,000 images"."""
+    return f"{number:,} {'image' if pipe.axes == 3 else 'sound'}" + "s" * (number > 1)
 
 
 def pipeline(model: Diffusion) -> TextToImage:

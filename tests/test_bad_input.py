@@ -199,6 +199,7 @@ def test_function(fault):
 
 BIG = 18446744073709551615
 HERE = ("train", "critters", "-o", "run")
+FURTHER = (*HERE, "--from", "critters")
 OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {
     "a seed beyond": (("sample", "a cat", "--seed", BIG), f"seed = {BIG}: use at most 9223372036854775807"),
     "a seed too large": ((*HERE, "--seed", BIG), f"seed = {BIG}: use at most"),
@@ -240,6 +241,31 @@ OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {
         "critters holds a model: choose another",
     ),
     "a rate of 0": ((*HERE, "--lr", 0), "lr = 0: it must be positive"),
+    "nothing to start from": ((*HERE, "--from", "nowhere"), "no model 'nowhere'"),
+    "another size": (
+        (*FURTHER, "--size", 32),
+        "size = 32x32: the model to start from has 64x64: leave it out, or",
+    ),
+    "another width": (
+        (*FURTHER, "--width", 32),
+        "width = 32: the model to start from has 64: leave it out, or",
+    ),
+    "other conditioning": (
+        (*FURTHER, "--conditioning", "pooled"),
+        "conditioning = pooled: the model to start from has both: leave it out",
+    ),
+    "another encoder": (
+        (*FURTHER, "--text-encoder", "critters-clip"),
+        "the model to start from brings its own text encoder: leave the other out",
+    ),
+    "sounds to draw": (
+        (*HERE, "--from", "tones"),
+        "makes samples of shape (1, 8192), these data have (3, 64, 6",
+    ),
+    "grey for colours": (
+        (*HERE, "--from", "fashion-mnist"),
+        "(1, 32, 32), these data have (3, 32, 32): start",
+    ),
     "no encoder there": (
         (*HERE, "--text-encoder", "./no"),
         "no text encoder './no': there is no such folder",

@@ -164,8 +164,8 @@ def test_train_a_clip(minidiff, tmp_path, name, score, words):
     code, _, err = minidiff("train", name, "-o", tmp_path / "b", "--conditioning", "pooled")
     assert (code, err) == (
         1,
-        f"minidiff: {name} takes none of --resume, --text-encoder, --conditioning, --width, --batch-size and "
-        "--lr: it is trained whole\n",
+        f"minidiff: {name} takes none of --resume, --from, --text-encoder, --conditioning, --width, "
+        "--batch-size and --lr: it is trained whole\n",
     )
 
 
@@ -247,7 +247,9 @@ def test_a_batch_larger_than_the_data_is_refused(minidiff, folder, tmp_path):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("options", [("--batch-size", 4), ("--lr", 0.1), ("--width", 32), ("--resume",)])
+@pytest.mark.parametrize(
+    "options", [("--batch-size", 4), ("--lr", 0.1), ("--width", 32), ("--resume",), ("--from", "critters")]
+)
 def test_what_a_helper_does_not_take_is_refused(minidiff, tmp_path, options):
     code, _, err = minidiff("train", "critters-clip", "-o", tmp_path / "run", *options)
     assert code == 1

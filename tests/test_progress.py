@@ -147,7 +147,7 @@ def test_prompts_are_encoded_a_batch_at_a_time(monkeypatch):
 
 
 def test_samples_drawn_in_parts_are_those_drawn_at_once(monkeypatch):
-    monkeypatch.setattr(cli, "CHUNK", 3)
+    monkeypatch.setattr(md.pipeline, "BATCH", 3)
     most = []
     call = md.TextToImage.__call__
 
@@ -157,7 +157,7 @@ def test_samples_drawn_in_parts_are_those_drawn_at_once(monkeypatch):
 
     whole = draw(num_images=7, steps=2, seed=4, batch_size=3).tensors
     monkeypatch.setattr(md.TextToImage, "__call__", spy)
-    parts = cli.draw(md.TextToImage(pipe().model), "Hat", 7, seed=4, steps=2)
+    parts = md.pipeline.draw_many(md.TextToImage(pipe().model), "Hat", 7, seed=4, steps=2)
     assert most == [3, 3, 1]
     assert torch.equal(parts, md.pixels.to_bytes(whole))
 
