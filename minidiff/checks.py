@@ -74,3 +74,18 @@ def sides(size: Any, multiple: int = 1) -> tuple[int, int]:
         shown, better = (f"{h}" if both else f"{h}x{w}" for h, w in ((height, width), near))
         raise ValueError(f"size = {shown}: use a multiple of {multiple} for each side, such as {better}")
     return height, width
+
+
+def read_size(text: str) -> Size:
+    """The :data:`Size` that a user wrote: "64" for both sides, or "48x96", height x width.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        numbers = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise ValueError(f"--size {text}: give a number such as 64, or height x width such as 48x96")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])

@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from minidiff import __version__
-from minidiff.checks import seed_number
+from minidiff.checks import read_size, seed_number
 from minidiff.files import check_place, first_line, load_weights, write_whole
 from minidiff.progress import Bar, FewOfAKind, RunningMean, say
 
@@ -133,7 +133,7 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and noise.")] = 0,
     size: Annotated[
-        int | None, typer.Option(help="Height and width, for critters and folders; else 64.")
+        str | None, typer.Option(help="Such as 64, or 48x96 (height x width) for folders; else 64.")
     ] = None,
     images: Annotated[
         int | None, typer.Option(min=128, help="Critters or tones to make; else the recipe's.")
@@ -163,7 +163,7 @@ def train(
     torch.manual_seed(seed_number(seed))
     check_place(output, folder=True)
     options: dict[str, Any] = {
-        "size": size, "images": images, "data_root": data_root, "width": width,
+        "size": size and read_size(size), "images": images, "data_root": data_root, "width": width,
         "caption_column": caption_column, "conditioning": conditioning,
     }  # fmt: skip
     if what in HELPERS:

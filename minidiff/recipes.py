@@ -6,7 +6,6 @@ sample grids show and how the result is scored. Nothing is drawn, read or built 
 prompts, a reader that looks at pictures.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -253,8 +252,8 @@ def _chosen(value: T | None, usual: T) -> T:
 
 
 def _patch(size: Size) -> int:
-    """Side of the U-Net's patches: 4 pixels, or as many as fit."""
-    return math.gcd(*sides(size, MULTIPLE), 64) // 16
+    """Side of the U-Net's patches: 4 pixels, or 2 or 1 where less than 16 patches would make a side."""
+    return min(4, 2 ** ((min(sides(size, MULTIPLE)) // 16).bit_length() - 1))
 
 
 def _square(options: Options) -> int:

@@ -277,3 +277,25 @@ def test_a_folder_is_evaluated_on_what_was_held_back(minidiff, tmp_path):
         1,
         "minidiff: its words do not tell what it draws: say so, with a recipe or a folder\n",
     )
+
+
+@pytest.mark.filterwarnings("ignore:a Fréchet distance of 40 samples")
+def test_pictures_that_are_no_squares_are_trained_drawn_and_scored(minidiff, tmp_path):
+    """Height x width, all the way: from --size to the file."""
+    for split, n in (("train", 2), ("test", 40)):
+        (tmp_path / "data" / split / "red").mkdir(parents=True)
+        for i in range(n):
+            Image.new("RGB", (96, 48), (6 * i, 0, 0)).save(tmp_path / "data" / split / "red" / f"{i}.png")
+    out, data = tmp_path / "run", tmp_path / "data"
+    code, _, err = minidiff("train", data, "-o", out, "--steps", 1, "--width", 32, "--size", "48x96")
+    assert code == 0, err
+    assert md.Diffusion.from_pretrained(out).shape == (3, 48, 96)
+    with Image.open(out / "samples" / "step_000001.png") as grid:  # of one prompt, eight samples
+        assert grid.size == (8 * 98 - 2, 48)
+    file = tmp_path / "red.png"
+    assert minidiff("sample", "red", "--model", out, "--steps", 1, "--scale", 1, "-o", file)[0] == 0
+    with Image.open(file) as picture:
+        assert picture.size == (96, 48)
+    code, said, err = minidiff("evaluate", out, data, "--steps", 1)
+    assert code == 0, err
+    assert "Fréchet distance" in said
