@@ -212,8 +212,8 @@ def _start_from(recipe: Recipe, model: Diffusion) -> Recipe:
         words = cast(TextEncoder, model.encoder).unknown(source.captions(len(source.images)))
         if not words:
             return source
-        some = ", ".join(map(repr, words[:5])) + (", ..." if len(words) > 5 else "")
-        note = f"{len(words)} words of the captions are not known to the model, and not learned: {some}"
+        some = ", ".join(map(repr, words[:5])) + (f", ... ({len(words)} in all)" if len(words) > 5 else "")
+        note = f"words of the captions that the model does not know, and will not learn: {some}"
         return source._replace(notes=[*source.notes, note])
 
     recipe.load, recipe.build = load_and_compare, lambda _: model.requires_grad_(True)

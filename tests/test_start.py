@@ -58,7 +58,7 @@ def test_a_folder_is_trained_from_a_model(minidiff, start, tmp_path):
     call = ("train", data, "--from", start, "-o", out, "--steps", 1, "--lr", 1e-12)
     code, _, err = minidiff(*call)
     assert code == 0, err
-    note = "3 words of the captions are not known to the model, and not learned: 'kite', 'and', 'zebra'"
+    note = "words of the captions that the model does not know, and will not learn: 'kite', 'and', 'zebra'"
     assert err.splitlines()[0] == note
     assert "vocabulary" not in err  # not once more for each batch
     before, after = md.Diffusion.from_pretrained(start), md.Diffusion.from_pretrained(out)
@@ -111,6 +111,8 @@ def test_a_named_recipe_is_trained_from_a_model():
     (note,) = get_recipe("critters-duo", images=128, start=model).source.notes
     assert "'left'" in note
     assert "'cat'" not in note
+    assert note.endswith(" in all)")  # the first five are named
+    assert note.count("'") == 10
 
 
 def test_what_agrees_may_be_said(tmp_path, start):
