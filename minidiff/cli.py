@@ -11,19 +11,15 @@ import secrets
 import sys
 import time
 import warnings
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 
 import typer
-from tqdm import tqdm
 
 from minidiff import __version__
-from minidiff.checks import seed_number
+from minidiff.checks import read_size, seed_number
 from minidiff.files import check_place, first_line, load_weights, write_whole
-
-if TYPE_CHECKING:
-    from minidiff.denoiser import Diffusion
+from minidiff.progress import Bar, FewOfAKind, RunningMean, say
 
 # What several commands take.
 Model = Annotated[str, typer.Argument(help="Shipped model, folder of a run, or hub id.")]
@@ -43,8 +39,8 @@ Interval = Annotated[
 
 MOST_BYTES = 10**9
 """So large may a file of pictures be before it is packed."""
-MOST_OF_A_KIND = 5
-"""So many warnings of a kind are shown."""
+MOST_MEMORY = 4 * 10**9
+"""So many bytes may samples take before the command says so."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -85,7 +81,7 @@ def sample(
     """Draw images, or play sounds, for a prompt and write them into one file."""
     from minidiff.denoiser import Diffusion
     from minidiff.device import default_device
-    from minidiff.pipeline import TextToSound, pipeline
+    from minidiff.pipeline import TextToSound, draw_many, pipeline
     from minidiff.pixels import check_image_name, save_grid
     from minidiff.sounds import save_wav
 
@@ -111,10 +107,12 @@ def sample(
         raise ValueError(
             f"--num-images {num_images} at --scale {scale} is more than one file can hold: draw fewer"
         )
-    if isinstance(pipe, TextToSound):
-        save_wav(pipe(prompt, num_sounds=num_images, **how).tensors, output)
+    pipe.progress = Bar
+    samples = draw_many(pipe, prompt, num_images, **how)
+    if sounds:
+        save_wav(samples, output)
     else:
-        save_grid(pipe(prompt, num_images=num_images, **how).tensors, output, scale=scale)
+        save_grid(samples, output, scale=scale)
     typer.echo(f"{output}  ({num_images} x {prompt!r}, seed {seed})")
 
 
@@ -130,8 +128,13 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for model and samples.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps in all.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where --output stopped.")] = False,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Model to train further: shipped, a folder, or hub id.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and noise.")] = 0,
-    size: Annotated[int, typer.Option(help="Height and width, for critters and folders.")] = 64,
+    size: Annotated[
+        str | None, typer.Option(help="Such as 64, or 48x96 (height x width) for folders; else 64.")
+    ] = None,
     images: Annotated[
         int | None, typer.Option(min=128, help="Critters or tones to make; else the recipe's.")
     ] = None,
@@ -151,7 +154,7 @@ def train(
     import torch
 
     from minidiff import fit
-    from minidiff.denoiser import Conditioning
+    from minidiff.denoiser import Conditioning, Diffusion
     from minidiff.recipes import HELPERS, RECIPES, get_recipe
     from minidiff.state import saved_steps
     from minidiff.text import TextEncoder
@@ -160,14 +163,14 @@ def train(
     torch.manual_seed(seed_number(seed))
     check_place(output, folder=True)
     options: dict[str, Any] = {
-        "size": size, "images": images, "data_root": data_root, "width": width,
+        "size": size and read_size(size), "images": images, "data_root": data_root, "width": width,
         "caption_column": caption_column, "conditioning": conditioning,
     }  # fmt: skip
     if what in HELPERS:
-        if resume or text_encoder or conditioning or batch_size or lr or width:
+        if resume or start or text_encoder or conditioning or batch_size or lr or width:
             raise ValueError(
-                f"{what} takes none of --resume, --text-encoder, --conditioning, --width, --batch-size and "
-                "--lr: it is trained whole"
+                f"{what} takes none of --resume, --from, --text-encoder, --conditioning, --width, "
+                "--batch-size and --lr: it is trained whole"
             )
         train_helper(what, output, steps, seed, options)
         return
@@ -178,6 +181,10 @@ def train(
         raise ValueError(f"--conditioning {conditioning}: choose one of {', '.join(get_args(Conditioning))}")
     if text_encoder:
         options["encoder"] = TextEncoder.from_pretrained(text_encoder)
+    if start:
+        options["start"] = Diffusion.from_pretrained(start)
+        # Once, of all captions, is enough: the recipe's notes name the words.
+        warnings.filterwarnings("ignore", "not in the vocabulary of this model")
     recipe = get_recipe(what, **options)
     for name, value in (("steps", steps), ("batch_size", batch_size), ("lr", lr)):
         if value is not None:
@@ -198,11 +205,11 @@ def train(
     if done >= recipe.steps:
         say(f"{output} has made its {done} steps: give more --steps to go on")
         return
-    bar = tqdm(total=recipe.steps, initial=done, unit="step", desc=Path(what).name, disable=quiet)
+    bar = Bar(total=recipe.steps, initial=done, unit="step", desc=Path(what).name, quiet=quiet)
     mean = RunningMean()
     try:
         for step in fitting:
-            bar.update(step.index + 1 - bar.n)
+            bar.update()
             bar.set_postfix(loss=f"{mean(step.loss):.4f}", refresh=False)
     except (KeyboardInterrupt, SystemExit) as stop:
         bar.close()
@@ -217,24 +224,6 @@ def train(
     say(f"{output}  ({time.monotonic() - started:.0f} s)")
 
 
-class RunningMean:
-    """Exponential mean of the numbers it is called with, without a bias towards the first.
-
-    The first would keep a weight of 0.98^n, and the loss of an untrained network is many times that of
-    the next steps. Dividing by the sum of all weights, 1 - 0.98^n, lets each number count as much as its
-    age says (Kingma & Ba 2015, section 3).
-    """
-
-    def __init__(self, keep: float = 0.98):
-        self.keep, self.total, self.weight = keep, 0.0, 0.0
-
-    def __call__(self, value: float) -> float:
-        """Take one more number; the mean of all so far."""
-        self.total = self.keep * self.total + (1 - self.keep) * value
-        self.weight = self.keep * self.weight + (1 - self.keep)
-        return self.total / self.weight
-
-
 def train_helper(what: str, output: Path, steps: int | None, seed: int, options: dict[str, Any]) -> None:
     """Train a CLIP or a reader, save it, and print how often it is right on fresh renders."""
     from minidiff.recipes import HELPERS, Options
@@ -244,8 +233,10 @@ def train_helper(what: str, output: Path, steps: int | None, seed: int, options:
     helper, chosen = HELPERS[what], Options(**options)
     network, steps = helper.make(chosen), steps or helper.steps
     losses = helper.train(network, chosen, steps, seed)
-    for loss in (bar := tqdm(losses, total=steps, unit="step")):
-        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+    with Bar(total=steps, desc=what, unit="step") as bar:
+        for loss in losses:
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
     network.eval().save_pretrained(output, helper.dtype)
     for name, score in helper.measure(network).items():
         typer.echo(f"{name:16} {score}")
@@ -270,7 +261,7 @@ def evaluate(
     from minidiff.denoiser import Diffusion
     from minidiff.device import default_device
     from minidiff.pipeline import pipeline
-    from minidiff.recipes import get_recipe
+    from minidiff.recipes import get_recipe, guess_data, size_of
 
     if output is not None:
         check_place(output)
@@ -278,8 +269,10 @@ def evaluate(
     data = data or guess_data(pipe.model)
     if data is None:
         raise ValueError("its words do not tell what it draws: say so, with a recipe or a folder")
-    size = pipe.model.shape[-1] if pipe.model.shape else 64
-    recipe = get_recipe(data, size=size, data_root=data_root, caption_column=caption_column)
+    recipe = get_recipe(data, size=size_of(pipe.model), data_root=data_root, caption_column=caption_column)
+    if (memory := 2 * 4 * prompts * math.prod(pipe.model.shape or ())) > MOST_MEMORY:  # of both splits
+        say(f"--prompts {prompts}: the samples take up to {memory / 1e9:.0f} GB of memory")
+    pipe.progress = Bar
     scores = recipe.score(
         pipe, recipe, prompts=prompts, steps=steps, guidance=guidance, sampler=sampler, seed=seed
     )
@@ -304,7 +297,7 @@ def doctor(
     from minidiff.denoiser import Diffusion
     from minidiff.doctor import doctor as examine
     from minidiff.pixels import from_bytes
-    from minidiff.recipes import get_recipe
+    from minidiff.recipes import get_recipe, guess_data, size_of
     from minidiff.state import saved_part
 
     diffusion = Diffusion.from_pretrained(model)
@@ -314,7 +307,7 @@ def doctor(
         if diffusion.shape is None:
             raise ValueError("the model does not say the shape of its samples: look at it from Python")
         source = get_recipe(
-            data, size=diffusion.shape[-1], images=samples, seed=seed, data_root=data_root,
+            data, size=size_of(diffusion), images=samples, seed=seed, data_root=data_root,
             caption_column=caption_column,
         ).source  # fmt: skip
         x0 = from_bytes(source.images[:samples])
@@ -327,39 +320,6 @@ def doctor(
     typer.echo(str(report))
     if report.findings:
         raise typer.Exit(2)
-
-
-def guess_data(model: "Diffusion") -> str | None:
-    """The recipe whose data a model draws, as far as the words it knows tell."""
-    from minidiff import critters, tones
-    from minidiff.critters.scores import count_of, unknown_words
-
-    if not unknown_words(model, tones.vocabulary()):  # who reads any word knows those of critters, too
-        return "tones" if unknown_words(model, critters.vocabulary()) else None
-    return {1: "critters", 2: "critters-duo", None: None}[count_of(model)]
-
-
-def say(text: str) -> None:
-    """Print on standard error, once, however many processes run."""
-    from minidiff.training import processes
-
-    if processes().is_main_process:
-        typer.echo(text, err=True)
-
-
-class FewOfAKind:
-    """Prints warnings on a line of their own, above a bar if there is one, and of a kind the first five: a
-    folder may have thousands of captions that are too long. A kind is what stands before the first colon."""
-
-    def __init__(self) -> None:
-        self.seen: Counter[str] = Counter()
-
-    def __call__(self, message: Warning | str, *_: Any) -> None:
-        kind, *rest = str(message).split(":", 1)
-        self.seen[kind] += 1
-        if self.seen[kind] <= MOST_OF_A_KIND or not rest:
-            more = " (more of this kind are not shown)" if self.seen[kind] == MOST_OF_A_KIND and rest else ""
-            tqdm.write(f"warning: {message}{more}", file=sys.stderr)
 
 
 def main() -> None:

@@ -189,7 +189,7 @@ def _check_network(model: Diffusion, folder: Path) -> None:
             new = sorted(known.keys() ^ words.get_vocab().keys())[:3]
             raise ValueError(
                 f"{folder} holds a run that knows other words ({', '.join(new)}, ...): each would read "
-                "another's weights; train anew, or bring the captions back"
+                "another's weights; bring the captions back, give the --from it began with, or train anew"
             )
 
 

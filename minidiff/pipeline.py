@@ -3,7 +3,8 @@
 import math
 import reprlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -18,9 +19,12 @@ from minidiff.device import default_device
 from minidiff.files import StrPath
 from minidiff.forward import TINY
 from minidiff.guidance import clamp, guide
-from minidiff.pixels import to_pil
-from minidiff.sampling import SAMPLERS, generators, noise, sample
-from minidiff.sounds import RATE
+from minidiff.pixels import to_bytes, to_pil
+from minidiff.sampling import SAMPLERS, generators, noise
+from minidiff.sounds import RATE, to_int16
+
+BATCH = 64
+"""So many samples are drawn together, if nothing else is asked for."""
 
 
 class Images(NamedTuple):
@@ -62,6 +66,11 @@ class TextToImage:
     axes = 3
     """Of what is drawn: (C, H, W)."""
 
+    progress: Callable[..., AbstractContextManager[Any]] | None = None
+    """What shows how far a call is, such as ``pipe.progress = tqdm.auto.tqdm``; None for nothing. It is
+    called with ``total``, ``desc`` and ``unit``, and what it gives has ``update()``, called after each
+    sampling step of each batch."""
+
     def __init__(self, model: Diffusion):
         if model.encoder is None:
             raise ValueError("this model has no text encoder, so it cannot follow a prompt")
@@ -100,7 +109,7 @@ class TextToImage:
         seed: int = 0,
         sampler: str = "dpmpp_2m",
         size: tuple[int, int] | None = None,
-        batch_size: int = 64,
+        batch_size: int = BATCH,
     ) -> Images:
         """Draw images.
 
@@ -177,28 +186,42 @@ class TextToImage:
                 f"size = {size!r}: give {'(height, width)' if len(model.shape) == 3 else '(length,)'}"
             )
         shape = model.shape if size is None else (model.shape[0], *(whole("size", side) for side in size))
-        condition = model.encode(prompts)
-        empty = [p for p, any_token in zip(prompts, condition.mask.any(1), strict=True) if not any_token]
-        if empty:
-            warnings.warn(
-                f"nothing to follow in {reprlib.repr(empty)}: drawn without a prompt", stacklevel=4
-            )  # the caller is beyond __call__ and its torch.no_grad
-        avoided = model.encode(negatives).expand(len(prompts)) if negatives else None
+        ids, avoided = model.ids(prompts), model.ids(negatives) if negatives else None
         # At alpha = 0 the noise does not tell x0: such a model starts where a trace of data is left.
         blind = model.target == "eps" and model.schedule(1.0).alpha < TINY
         levels = model.schedule.levels(steps, "log_snr" if blind else "uniform")
-        parts = []
-        for start in range(0, count, batch_size):
-            numbers = range(start, min(start + batch_size, count))
-            rows = [i // number for i in numbers]  # the prompt of each sample
-            other = None if avoided is None else avoided.take(rows)
-            guided = guide(model.denoise, condition.take(rows), guidance, other, interval, rescale)
-            denoise = clamp(guided)
-            random = generators(seed + start, len(numbers))
-            x = noise((len(numbers), *shape), levels[0], generator=random, device=model.device)
-            extra = {"generator": random} if sampler == "ddpm" else {}
-            parts.append(sample(SAMPLERS[sampler](denoise, x, levels, **extra)).float().cpu())
-        return torch.cat(parts).clamp(-1, 1)
+        starts = range(0, count, batch_size)
+        parts: list[Tensor] = []
+        warned: list[str] = []
+        show = self.progress or _Silent
+        with show(total=len(starts) * steps, desc=_counted(self, count), unit="step") as bar:
+            for start in starts:
+                numbers = range(start, min(start + batch_size, count))
+                # The prompts of these samples alone: the states of a million prompts would fill the memory.
+                some = slice(start // number, numbers[-1] // number + 1)
+                rows = [i // number - some.start for i in numbers]
+                condition = model.encode(ids[some])
+                told = condition.mask.any(1).tolist()
+                empty = [p for p, any_token in zip(prompts[some], told, strict=True) if not any_token]
+                if empty and empty != warned:
+                    warnings.warn(
+                        f"nothing to follow in {reprlib.repr(empty)}: drawn without a prompt", stacklevel=4
+                    )  # the caller is beyond __call__ and its torch.no_grad
+                    warned = empty
+                other = None
+                if avoided is not None:
+                    other = model.encode(avoided[some] if len(avoided) > 1 else avoided)
+                    other = other.expand(len(told)).take(rows)
+                guided = guide(model.denoise, condition.take(rows), guidance, other, interval, rescale)
+                denoise = clamp(guided)
+                random = generators(seed + start, len(numbers))
+                x = noise((len(numbers), *shape), levels[0], generator=random, device=model.device)
+                extra = {"generator": random} if sampler == "ddpm" else {}
+                for state in SAMPLERS[sampler](denoise, x, levels, **extra):
+                    x = state.x
+                    bar.update()
+                parts.append(x.float().cpu())
+        return torch.cat(parts).clamp_(-1, 1)
 
 
 class TextToSound(TextToImage):
@@ -232,7 +255,7 @@ class TextToSound(TextToImage):
         rescale: float = 0.0,
         seed: int = 0,
         sampler: str = "dpmpp_2m",
-        batch_size: int = 64,
+        batch_size: int = BATCH,
     ) -> Sounds:
         """Play sounds; everything is as :class:`TextToImage` has it, with sounds for images.
 
@@ -249,11 +272,66 @@ class TextToSound(TextToImage):
         return Sounds(list(tensors[:, 0].numpy()), tensors, RATE)
 
 
+def draw_many(
+    pipe: TextToImage, prompt: str, number: int, *, seed: int = 0, steps: int = 20, **how: Any
+) -> Tensor:
+    """Samples of one prompt as they are stored, drawn :data:`BATCH` at a time and with one bar for all.
+
+    They are those that ``pipe`` draws at once, since each depends on its own seed alone; but while a sample
+    is drawn it takes many times its bytes.
+
+    Args:
+        pipe: what draws; its ``progress`` shows the bar.
+        prompt: of all samples.
+        number: how many.
+        seed: of the first; the next has ``seed + 1``.
+        steps: sampling steps.
+        how: what else the pipeline takes.
+
+    Returns:
+        (number, C, H, W) uint8, or sounds (number, 1, L) int16.
+
+    Raises:
+        ValueError: as the pipeline does.
+    """
+    seed, starts = seed_number(seed, number), range(0, number, BATCH)
+    sounds = isinstance(pipe, TextToSound)
+    name, store = ("num_sounds", to_int16) if sounds else ("num_images", to_bytes)
+    parts, before = [], pipe.progress
+    try:
+        with (before or _Silent)(total=len(starts) * steps, desc=_counted(pipe, number), unit="step") as bar:
+            pipe.progress = lambda **_: nullcontext(bar)
+            for start in starts:
+                few: dict[str, Any] = {name: min(BATCH, number - start), "batch_size": BATCH}
+                parts.append(store(pipe(prompt, seed=seed + start, steps=steps, **few, **how).tensors))
+    finally:
+        pipe.progress = before
+    return torch.cat(parts)
+
+
+def _counted(pipe: TextToImage, number: int) -> str:
+    """Such as "1,000 images"."""
+    return f"{number:,} {'image' if pipe.axes == 3 else 'sound'}" + "s" * (number > 1)
+
+
 def pipeline(model: Diffusion) -> TextToImage:
     """The model with what it makes around it: :class:`TextToSound` for samples (1, L), else
     :class:`TextToImage`."""
     sound = model.shape is not None and len(model.shape) == TextToSound.axes
     return TextToSound(model) if sound else TextToImage(model)
+
+
+class _Silent(AbstractContextManager["_Silent"]):
+    """No progress."""
+
+    def __init__(self, **options: Any):
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self) -> None:
+        pass
 
 
 def _strings(name: str, value: object) -> list[str]:

@@ -6,18 +6,19 @@ sample grids show and how the result is scored. Nothing is drawn, read or built 
 prompts, a reader that looks at pictures.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from minidiff import critters, tones
+from minidiff.checks import Size, sides
 from minidiff.critters import AttributeReader, Critters
+from minidiff.critters.scores import count_of, unknown_words
 from minidiff.data import Batches, captioned_folder, fashion_mnist
 from minidiff.data.fashion import CAPTIONS
 from minidiff.data.folder import FolderImages, folder_splits
@@ -38,6 +39,14 @@ enough."""
 
 DRAWINGS = 40_000
 """Pictures of critters that a model learns from."""
+
+
+SIZE = 64
+"""Height and width of pictures, if nothing else is chosen."""
+
+
+MULTIPLE = 16
+"""Sides are multiples of that many pixels: patches fill them, and the U-Net can halve what it gets twice."""
 
 
 class Source(NamedTuple):
@@ -66,7 +75,9 @@ class Options:
     """What can be chosen about a recipe; each takes what concerns it.
 
     Attributes:
-        size: height and width in pixels, a multiple of 16; for critters and folders.
+        size: for critters and folders, height and width in pixels, multiples of 16: one number for both, or
+            (height, width), which critters take only if they are equal; None for 64, or the size of
+            ``start``.
         images: number of drawings or sounds, for critters and tones; None for the recipe's own.
         seed: of the drawings.
         data_root: where Fashion-MNIST is, as :func:`minidiff.data.fashion_mnist` has it.
@@ -74,9 +85,11 @@ class Options:
         encoder: what reads the captions; None for the recipe's own.
         conditioning: how the text enters, see :class:`~minidiff.denoiser.UNet`; None for the recipe's own.
         width: channels of the U-Net's first level, a multiple of 32; None for the recipe's own.
+        start: a model that is trained further, in place of a new one: weights, text encoder with the words it
+            knows, shape, target and schedule are its own.
     """
 
-    size: int = 64
+    size: Size | None = None
     images: int | None = None
     seed: int = 0
     data_root: StrPath | None = None
@@ -84,6 +97,7 @@ class Options:
     encoder: TextEncoder | None = None
     conditioning: Conditioning | None = None
     width: int | None = None
+    start: Diffusion | None = None
 
 
 @dataclass
@@ -100,6 +114,7 @@ class Recipe:
         batch_size: images per step; None for 128, or all if there are fewer.
         lr: highest learning rate.
         weighting: of the loss, see :func:`minidiff.loss`.
+        shape: of one sample, as the data have it; () if only the data tell.
     """
 
     load: Callable[[], Source]
@@ -110,6 +125,7 @@ class Recipe:
     batch_size: int | None = None
     lr: float = 1e-3
     weighting: str | Weighting = "snr_plus_one"
+    shape: tuple[int, ...] = ()
 
     @cached_property
     def source(self) -> Source:
@@ -121,7 +137,7 @@ class Recipe:
 
     @cached_property
     def model(self) -> Diffusion:
-        """The model, untrained."""
+        """The model, untrained, or the one to start from."""
         return self.build(self)
 
 
@@ -133,14 +149,75 @@ def get_recipe(name: StrPath, **options: Any) -> Recipe:
         options: fields of :class:`Options`.
 
     Raises:
-        ValueError: no such recipe and no such folder, or an option does not fit.
+        ValueError: no such recipe and no such folder, an option does not fit, or the model to start from
+            does not.
     """
     chosen = Options(**options)
+    if chosen.start is not None:
+        chosen = _agree(chosen, chosen.start)
     if name in RECIPES:
-        return RECIPES[str(name)](chosen)
-    if Path(name).is_dir():
-        return folder_recipe(name, chosen)
-    raise ValueError(f"no recipe and no folder {str(name)!r}: use {', '.join(RECIPES)} or a folder")
+        recipe = RECIPES[str(name)](chosen)
+    elif Path(name).is_dir():
+        recipe = folder_recipe(name, chosen)
+    else:
+        raise ValueError(f"no recipe and no folder {str(name)!r}: use {', '.join(RECIPES)} or a folder")
+    return recipe if chosen.start is None else _start_from(recipe, chosen.start)
+
+
+def _agree(options: Options, model: Diffusion) -> Options:
+    """The options with the size of the model to start from.
+
+    Raises:
+        ValueError: they contradict the model, or it reads no text.
+    """
+    if not isinstance(model.encoder, TextEncoder):
+        raise ValueError("the model to start from reads no text: start from one with a TextEncoder")
+    if options.encoder is not None:
+        raise ValueError(
+            "the model to start from brings its own text encoder: leave the other out, or train a new model"
+        )
+    config: Any = getattr(model.net, "config", {})
+    given: dict[str, tuple[Any, Any]] = {
+        name: (getattr(options, name), config.get(name)) for name in ("width", "conditioning")
+    }
+    size = size_of(model)
+    given["size"] = (options.size and "{}x{}".format(*sides(options.size)), size and "{}x{}".format(*size))
+    for name, (asked, there) in given.items():
+        if asked is not None and asked != there:
+            raise ValueError(
+                f"{name} = {asked}: the model to start from has {there}: leave it out, or train a new model"
+            )
+    return replace(options, size=size)
+
+
+def _start_from(recipe: Recipe, model: Diffusion) -> Recipe:
+    """The recipe, with a trained model in place of its own; the notes of its data name the words that the
+    model does not know.
+
+    They are not learned: the table of words is a part of the text encoder, which may be frozen, and whose
+    other weights have never met them.
+
+    Raises:
+        ValueError: the samples of model and data differ in shape.
+    """
+    if model.shape != recipe.shape:
+        raise ValueError(
+            f"the model to start from makes samples of shape {model.shape}, these data have {recipe.shape}: "
+            "start from a model of such data, or train a new one"
+        )
+    load = recipe.load
+
+    def load_and_compare() -> Source:
+        source = load()
+        words = cast(TextEncoder, model.encoder).unknown(source.captions(len(source.images)))
+        if not words:
+            return source
+        some = ", ".join(map(repr, words[:5])) + (f", ... ({len(words)} in all)" if len(words) > 5 else "")
+        note = f"words of the captions that the model does not know, and will not learn: {some}"
+        return source._replace(notes=[*source.notes, note])
+
+    recipe.load, recipe.build = load_and_compare, lambda _: model.requires_grad_(True)
+    return recipe
 
 
 def text_to_image(
@@ -160,22 +237,35 @@ def text_to_image(
     """
     text = text if isinstance(text, TextEncoder) else TextEncoder.from_captions(text)
     net = UNet(
-        shape[0], _chosen(options.width, 64), patch=_patch(shape[1]), condition_dim=text.dim,
+        shape[0], _chosen(options.width, 64), patch=_patch(shape[1:]), condition_dim=text.dim,
         conditioning=options.conditioning or "both", positions=positions,
     )  # fmt: skip
     return Diffusion(net, Cosine(), target="x0", encoder=text, shape=shape)
 
 
-def _chosen(value: int | None, usual: int) -> int:
+T = TypeVar("T")
+
+
+def _chosen(value: T | None, usual: T) -> T:
     """What was chosen, 0 too, which whoever takes it refuses by name; else what is usual."""
     return usual if value is None else value
 
 
-def _patch(size: int) -> int:
-    """Side of the U-Net's patches: 4 pixels, or as many as fit."""
-    if size < 16 or size % 16:
-        raise ValueError(f"size = {size}: use a multiple of 16")
-    return math.gcd(size, 64) // 16
+def _patch(size: Size) -> int:
+    """Side of the U-Net's patches: 4 pixels, or 2 or 1 where less than 16 patches would make a side."""
+    return min(4, 2 ** ((min(sides(size, MULTIPLE)) // 16).bit_length() - 1))
+
+
+def _square(options: Options) -> int:
+    """Height and width of critters.
+
+    Raises:
+        ValueError: they differ, or are no multiples of 16.
+    """
+    height, width = sides(_chosen(options.size, SIZE), MULTIPLE)
+    if height != width:
+        raise ValueError(f"size = {height}x{width}: critters are drawn in squares: use {height} or {width}")
+    return height
 
 
 # --- the recipes --------------------------------------------------------------------------------
@@ -227,8 +317,7 @@ def critters_recipe(options: Options, count: int) -> Recipe:
     Raises:
         ValueError: an option does not fit.
     """
-    size = options.size
-    _patch(size)
+    size = _square(options)
 
     def load() -> Source:
         data = Critters(_chosen(options.images, DRAWINGS), size, seed=options.seed, count=count)
@@ -245,9 +334,10 @@ def critters_recipe(options: Options, count: int) -> Recipe:
     def score(pipe: TextToImage, recipe: Recipe, **how: Any) -> dict[str, Interval]:
         return critters.evaluate(pipe, count, **how)
 
+    shape = (3, size, size)
     if count == 1:
-        return Recipe(load, build, score, ONE, steps=1000, batch_size=128)
-    return Recipe(load, build, score, TWO, steps=5000, batch_size=64)
+        return Recipe(load, build, score, ONE, steps=1000, batch_size=128, shape=shape)
+    return Recipe(load, build, score, TWO, steps=5000, batch_size=64, shape=shape)
 
 
 def tones_recipe(options: Options) -> Recipe:
@@ -272,7 +362,8 @@ def tones_recipe(options: Options) -> Recipe:
     def score(pipe: Any, recipe: Recipe, **how: Any) -> dict[str, Interval]:
         return tones.evaluate(pipe, **how)
 
-    return Recipe(load, build, score, HEARD, steps=6500, batch_size=64, weighting=faint)
+    shape = (1, tones.SAMPLES)
+    return Recipe(load, build, score, HEARD, steps=6500, batch_size=64, weighting=faint, shape=shape)
 
 
 def faint(level: NoiseLevel) -> Tensor:
@@ -299,7 +390,7 @@ def fashion_mnist_recipe(options: Options) -> Recipe:
     def build(recipe: Recipe) -> Diffusion:
         return text_to_image(options.encoder or CAPTIONS, (1, 32, 32), options)
 
-    return Recipe(load, build, score_held_back, list(CAPTIONS))
+    return Recipe(load, build, score_held_back, list(CAPTIONS), shape=(1, 32, 32))
 
 
 def folder_recipe(folder: StrPath, options: Options) -> Recipe:
@@ -312,13 +403,14 @@ def folder_recipe(folder: StrPath, options: Options) -> Recipe:
         options: size, caption_column and those of the model.
 
     Raises:
-        ValueError: the size is not a multiple of 16; when asked for data: the folder has no usable picture.
+        ValueError: a side is not a multiple of 16; when asked for data: the folder has no usable picture.
         FileNotFoundError: when asked for data: no captions in the folder.
     """
-    _patch(options.size)
+    size = sides(_chosen(options.size, SIZE), MULTIPLE)
+    shape = (3, *size)
 
     def read(split: str | None) -> FolderImages:
-        return captioned_folder(folder, options.size, split=split, caption_column=options.caption_column)
+        return captioned_folder(folder, size, split=split, caption_column=options.caption_column)
 
     def test_split() -> tuple[Tensor, list[str]]:
         found = read("test")
@@ -338,9 +430,9 @@ def folder_recipe(folder: StrPath, options: Options) -> Recipe:
 
     def build(recipe: Recipe) -> Diffusion:
         words = options.encoder or recipe.source.captions(len(recipe.source.images))
-        return text_to_image(words, (3, options.size, options.size), options)
+        return text_to_image(words, shape, options)
 
-    return Recipe(load, build, score_held_back)
+    return Recipe(load, build, score_held_back, shape=shape)
 
 
 def score_held_back(pipe: TextToImage, recipe: Recipe, **how: Any) -> dict[str, Interval]:
@@ -364,6 +456,18 @@ RECIPES: dict[str, Callable[[Options], Recipe]] = {
     "fashion-mnist": fashion_mnist_recipe,
     "tones": tones_recipe,
 }
+
+
+def size_of(model: Diffusion) -> tuple[int, int] | None:
+    """(height, width) of the pictures a model draws; None for one of other samples, or of an open shape."""
+    return model.shape[1:] if model.shape is not None and len(model.shape) == 3 else None
+
+
+def guess_data(model: Diffusion) -> str | None:
+    """The recipe whose data a model draws, as far as the words it knows tell; None if they do not."""
+    if not unknown_words(model, tones.vocabulary()):  # who reads any word knows those of critters, too
+        return "tones" if unknown_words(model, critters.vocabulary()) else None
+    return {1: "critters", 2: "critters-duo", None: None}[count_of(model)]
 
 
 # --- the helpers --------------------------------------------------------------------------------
@@ -390,10 +494,10 @@ class Helper:
 
 def critters_clip(options: Options, count: int) -> CLIP:
     """An untrained CLIP for critters."""
-    _patch(options.size)
-    words, patch = [*critters.vocabulary(count), ","], options.size // 8
+    size = _square(options)
+    words, patch = [*critters.vocabulary(count), ","], size // 8
     longer = {} if count == 1 else {"text_layers": 4, "max_length": 48}
-    return CLIP.from_captions(words, size=options.size, patch=patch, **longer)
+    return CLIP.from_captions(words, size=size, patch=patch, **longer)
 
 
 def clip_batches(options: Options, count: int, seed: int) -> Batches:
@@ -402,7 +506,7 @@ def clip_batches(options: Options, count: int, seed: int) -> Batches:
     Those of two critters come with negative captions of their own pictures, in which the critters' places,
     hats or colours are exchanged: without them nothing asks a CLIP to tell whose is whose.
     """
-    data = Critters(_chosen(options.images, DRAWINGS), options.size, count=count)
+    data = Critters(_chosen(options.images, DRAWINGS), _square(options), count=count)
     negative = data.negative_caption if count == 2 else None
     return Batches(data.images(), data.caption, 128, seed=seed, negative_caption=negative)
 

@@ -19,7 +19,9 @@ def from_int16(samples: Tensor) -> Tensor:
 
 
 def to_int16(x: Tensor) -> Tensor:
-    """Numbers (...) as the nearest samples, int16, those outside [-1, 1] cut off."""
+    """Numbers (...) as the nearest samples, int16, those outside [-1, 1] cut off. What is int16 stays."""
+    if x.dtype == torch.int16:
+        return x.detach()
     return (x.detach().float().clamp(-1, 1) * _TOP).round().to(torch.int16)
 
 
@@ -27,7 +29,7 @@ def save_wav(x: Tensor, path: StrPath, rate: int = RATE) -> None:
     """Write a sound, or several one after another, as a .wav file of one channel and 16 bits.
 
     Args:
-        x: (..., 1, L) or (L,), in [-1, 1].
+        x: (..., 1, L) or (L,), in [-1, 1] or int16.
         path: where to.
         rate: samples a second.
 

@@ -33,7 +33,7 @@ FLOORS = [
     ("pipeline",),
     ("evaluation", "critters", "tones"),
     ("recipes",),
-    ("fit",),
+    ("fit", "progress"),
     ("cli",),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

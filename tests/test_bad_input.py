@@ -16,7 +16,7 @@ from test_cli import run
 from texts import model_with, small
 
 import minidiff as md
-from minidiff.data import Batches
+from minidiff.data import Batches, captioned_folder
 from minidiff.device import pick_device
 from minidiff.files import SHIPPED
 
@@ -154,6 +154,13 @@ FUNCTIONS: dict[str, tuple[Callable[[], object], str]] = {
     "a number to draw": (lambda: pipe()(7), "prompt 7 is no string"),
     "nothing to draw": (lambda: pipe()([]), "no prompt: give a string"),
     "no text to follow": (lambda: md.TextToImage(fresh("v")), "this model has no text encoder"),
+    # folders
+    "a size of three": (
+        lambda: captioned_folder(".", (3, 16, 16)),
+        "size = (3, 16, 16): give one number, or",
+    ),  # type: ignore[arg-type]
+    "a width of nothing": (lambda: captioned_folder(".", (16, 0)), "size = 16x0: use a multiple of 1 for"),
+    "half a height": (lambda: captioned_folder(".", (1.5, 16)), "size = 1.5: use a whole number"),  # type: ignore[arg-type]
     # training
     "no training": (lambda: learn(steps=0), "steps = 0: use at least 1"),
     "half a training step": (lambda: learn(steps=1.5), "steps = 1.5: use a whole number"),
@@ -199,6 +206,7 @@ def test_function(fault):
 
 BIG = 18446744073709551615
 HERE = ("train", "critters", "-o", "run")
+FURTHER = (*HERE, "--from", "critters")
 OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {
     "a seed beyond": (("sample", "a cat", "--seed", BIG), f"seed = {BIG}: use at most 9223372036854775807"),
     "a seed too large": ((*HERE, "--seed", BIG), f"seed = {BIG}: use at most"),
@@ -223,6 +231,24 @@ OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {
         "guidance = inf: give a finite number",
     ),
     "a size in between": ((*HERE, "--size", 50), "size = 50: use a multiple of 16"),
+    "half a size": ((*HERE, "--size", "48x"), "--size 48x: give a number such as 64, or height x width such"),
+    "three sizes": (
+        (*HERE, "--size", "48x96x3"),
+        "--size 48x96x3: give a number such as 64, or height x width",
+    ),
+    "a size in words": ((*HERE, "--size", "big"), "--size big: give a number such as 64, or height x width"),
+    "no height": (
+        (*HERE, "--size", "0x96"),
+        "size = 0x96: use a multiple of 16 for each side, such as 16x96",
+    ),
+    "a height in between": (
+        (*HERE, "--size", "47x96"),
+        "size = 47x96: use a multiple of 16 for each side, such as 48x96",
+    ),
+    "wide critters": (
+        (*HERE, "--size", "48x96"),
+        "size = 48x96: critters are drawn in squares: use 48 or 96",
+    ),
     "a size below": ((*HERE, "--size", -16), "size = -16: use a multiple of 16"),
     "a width in between": ((*HERE, "--width", 50), "width = 50 is not a multiple of 32"),
     "a width of nothing": ((*HERE, "--width", 0), "width = 0: use at least 32"),
@@ -240,6 +266,31 @@ OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {
         "critters holds a model: choose another",
     ),
     "a rate of 0": ((*HERE, "--lr", 0), "lr = 0: it must be positive"),
+    "nothing to start from": ((*HERE, "--from", "nowhere"), "no model 'nowhere'"),
+    "another size": (
+        (*FURTHER, "--size", 32),
+        "size = 32x32: the model to start from has 64x64: leave it out, or",
+    ),
+    "another width": (
+        (*FURTHER, "--width", 32),
+        "width = 32: the model to start from has 64: leave it out, or",
+    ),
+    "other conditioning": (
+        (*FURTHER, "--conditioning", "pooled"),
+        "conditioning = pooled: the model to start from has both: leave it out",
+    ),
+    "another encoder": (
+        (*FURTHER, "--text-encoder", "critters-clip"),
+        "the model to start from brings its own text encoder: leave the other out",
+    ),
+    "sounds to draw": (
+        (*HERE, "--from", "tones"),
+        "makes samples of shape (1, 8192), these data have (3, 64, 6",
+    ),
+    "grey for colours": (
+        (*HERE, "--from", "fashion-mnist"),
+        "(1, 32, 32), these data have (3, 32, 32): start",
+    ),
     "no encoder there": (
         (*HERE, "--text-encoder", "./no"),
         "no text encoder './no': there is no such folder",

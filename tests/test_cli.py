@@ -164,8 +164,8 @@ def test_train_a_clip(minidiff, tmp_path, name, score, words):
     code, _, err = minidiff("train", name, "-o", tmp_path / "b", "--conditioning", "pooled")
     assert (code, err) == (
         1,
-        f"minidiff: {name} takes none of --resume, --text-encoder, --conditioning, --width, --batch-size and "
-        "--lr: it is trained whole\n",
+        f"minidiff: {name} takes none of --resume, --from, --text-encoder, --conditioning, --width, "
+        "--batch-size and --lr: it is trained whole\n",
     )
 
 
@@ -223,45 +223,6 @@ def test_the_version(minidiff):
     assert minidiff("--version") == (0, f"minidiff {md.__version__}\n", "")
 
 
-def test_the_loss_in_the_bar_is_a_weighted_mean():
-    """Weight 0.98^age, and nothing but: the untrained network's loss does not linger."""
-    losses = [5.0, 0.4, 0.1, 0.2]
-    mean = cli.RunningMean()
-    shown = [mean(loss) for loss in losses]
-    for n in range(1, 5):
-        weights = [0.98**age for age in reversed(range(n))]
-        true = sum(w * x for w, x in zip(weights, losses[:n], strict=True)) / sum(weights)
-        assert shown[n - 1] == pytest.approx(true, rel=1e-12)
-
-
-def test_of_many_warnings_of_a_kind_five_are_shown(capsys):
-    """A folder may have thousands of captions that are too long."""
-    show = cli.FewOfAKind()
-    for i in range(60):
-        show(f"only 32 tokens are read; ignored: {i}")
-    show("something else: 1")
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 6
-    assert lines[4] == "warning: only 32 tokens are read; ignored: 4 (more of this kind are not shown)"
-    assert lines[5] == "warning: something else: 1"
-
-
-def test_the_bar_counts_from_where_a_resumed_run_begins(minidiff, folder, tmp_path, monkeypatch):
-    """Else the rate, and the time it leaves, would count steps that somebody else made."""
-    bars = []
-
-    class Bar(cli.tqdm):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            bars.append(self)
-
-    monkeypatch.setattr(cli, "tqdm", Bar)
-    for options in (["--steps", 2], ["--steps", 3, "--resume"]):
-        code, _, err = minidiff("train", folder, "-o", tmp_path / "run", "--size", 16, *options)
-        assert code == 0, err
-    assert [(bar.initial, bar.n) for bar in bars] == [(0, 2), (2, 3)]
-
-
 def test_batch_size_rate_and_saves_are_as_asked(minidiff, folder, tmp_path, monkeypatch):
     asked = {}
 
@@ -286,7 +247,9 @@ def test_a_batch_larger_than_the_data_is_refused(minidiff, folder, tmp_path):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("options", [("--batch-size", 4), ("--lr", 0.1), ("--width", 32), ("--resume",)])
+@pytest.mark.parametrize(
+    "options", [("--batch-size", 4), ("--lr", 0.1), ("--width", 32), ("--resume",), ("--from", "critters")]
+)
 def test_what_a_helper_does_not_take_is_refused(minidiff, tmp_path, options):
     code, _, err = minidiff("train", "critters-clip", "-o", tmp_path / "run", *options)
     assert code == 1
@@ -314,3 +277,25 @@ def test_a_folder_is_evaluated_on_what_was_held_back(minidiff, tmp_path):
         1,
         "minidiff: its words do not tell what it draws: say so, with a recipe or a folder\n",
     )
+
+
+@pytest.mark.filterwarnings("ignore:a Fréchet distance of 40 samples")
+def test_pictures_that_are_no_squares_are_trained_drawn_and_scored(minidiff, tmp_path):
+    """Height x width, all the way: from --size to the file."""
+    for split, n in (("train", 2), ("test", 40)):
+        (tmp_path / "data" / split / "red").mkdir(parents=True)
+        for i in range(n):
+            Image.new("RGB", (96, 48), (6 * i, 0, 0)).save(tmp_path / "data" / split / "red" / f"{i}.png")
+    out, data = tmp_path / "run", tmp_path / "data"
+    code, _, err = minidiff("train", data, "-o", out, "--steps", 1, "--width", 32, "--size", "48x96")
+    assert code == 0, err
+    assert md.Diffusion.from_pretrained(out).shape == (3, 48, 96)
+    with Image.open(out / "samples" / "step_000001.png") as grid:  # of one prompt, eight samples
+        assert grid.size == (8 * 98 - 2, 48)
+    file = tmp_path / "red.png"
+    assert minidiff("sample", "red", "--model", out, "--steps", 1, "--scale", 1, "-o", file)[0] == 0
+    with Image.open(file) as picture:
+        assert picture.size == (96, 48)
+    code, said, err = minidiff("evaluate", out, data, "--steps", 1)
+    assert code == 0, err
+    assert "Fréchet distance" in said

@@ -29,6 +29,32 @@ def test_folder_names_what_it_skips_and_keeps_the_rest(folder):
     assert recipes.get_recipe(folder, size=16).source.notes[0].startswith("skipped broken.png: ")
 
 
+def test_a_rectangle_is_cut_from_the_middle(tmp_path):
+    """(height, width), in this order; what is too much falls off on both sides, and nothing is squeezed."""
+    tall = Image.new("RGB", (20, 60), "red")
+    tall.paste("blue", (0, 25, 20, 35))  # a band of 20x10 in the middle
+    (tmp_path / "cut").mkdir()
+    tall.save(tmp_path / "cut" / "1.png")
+    found = captioned_folder(tmp_path, (10, 20))
+    assert found.images.shape == (1, 3, 10, 20)
+    assert (found.images[0, 2] == 255).all()
+    wide = captioned_folder(tmp_path, (20, 10)).images
+    assert wide.shape == (1, 3, 20, 10)
+    assert torch.equal(captioned_folder(tmp_path, 20).images, captioned_folder(tmp_path, (20, 20)).images)
+
+
+def test_grey_pictures_have_three_equal_channels(tmp_path):
+    (tmp_path / "grey").mkdir()
+    grey = Image.linear_gradient("L").resize((16, 16))
+    grey.save(tmp_path / "grey" / "1.png")
+    picture(tmp_path / "red" / "2.png")
+    found = captioned_folder(tmp_path, 16)
+    assert found.images.shape == (2, 3, 16, 16)
+    assert (found.images[0] == found.images[0, :1]).all()
+    assert torch.equal(found.images[0, 0], torch.tensor(list(grey.getdata())).reshape(16, 16).byte())
+    assert found.images[1, 0, 0, 0] != found.images[1, 1, 0, 0]
+
+
 def test_folder_reads_csv_like_jsonl(folder):
     jsonl = md.data.captioned_folder(folder, 16)
     (folder / "metadata.jsonl").unlink()
@@ -53,8 +79,10 @@ def test_folder_errors_say_what_to_do(tmp_path, folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "broken.png", "text": "x"}\n')
     with pytest.raises(ValueError, match="not one of 1 pictures"):
         md.data.captioned_folder(folder)
-    with pytest.raises(ValueError, match="size = 50: use a multiple of 16"):
+    with pytest.raises(ValueError, match="size = 50: use a multiple of 16 for each side, such as 64"):
         recipes.get_recipe(folder, size=50)
+    with pytest.raises(ValueError, match="size = 48x50: use a multiple of 16 for each side, such as 48x64"):
+        recipes.get_recipe(folder, size=(48, 50))
 
 
 def write_idx(path: Path, shape: tuple[int, ...], values: bytes, zipped: bool) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import minidiff as md
 from minidiff import fit as fitting
 from minidiff import recipes
+from minidiff.checks import sides
 from minidiff.data import Batches
 from minidiff.evaluation import evaluate_images
 from minidiff.state import LossLog, saved_steps
@@ -211,11 +212,13 @@ def test_a_recipe_that_is_not_there_is_named():
             recipes.get_recipe(name, size=50)
 
 
-@pytest.mark.parametrize("size,patch", [(16, 1), (32, 2), (48, 1), (64, 4), (128, 4)])
+@pytest.mark.parametrize(
+    "size,patch", [(16, 1), (32, 2), (48, 2), (64, 4), (80, 4), (128, 4), ((48, 96), 2), ((128, 16), 1)]
+)
 def test_the_width_of_the_network_and_its_patches(size, patch):
     text = md.TextEncoder.from_captions(["a cat"], dim=32, layers=1)
     options = recipes.Options(size=size, width=32)
-    model = recipes.text_to_image(text, (3, size, size), options)
+    model = recipes.text_to_image(text, (3, *sides(size)), options)
     assert (model.net.config["width"], model.net.patch) == (32, patch)
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import minidiff as md
 from minidiff import cli, tones
 from minidiff.fit import fit
-from minidiff.recipes import faint, get_recipe
+from minidiff.recipes import faint, get_recipe, guess_data
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_samples_are_written_as_sounds_one_after_another(run):
 def test_a_run_is_loaded_and_its_data_are_guessed(run):
     pipe = md.TextToSound.from_pretrained(run)
     assert pipe.model.shape == (1, tones.SAMPLES)
-    assert cli.guess_data(pipe.model) == "tones"
+    assert guess_data(pipe.model) == "tones"
     with pytest.raises(ValueError, match="makes sounds: use TextToSound"):
         md.TextToImage.from_pretrained(run)
 

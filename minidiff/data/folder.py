@@ -30,6 +30,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from minidiff.checks import Size, sides
 from minidiff.files import StrPath, first_line
 
 SPLITS = ("train", "validation", "test")
@@ -45,7 +46,7 @@ class FolderImages(NamedTuple):
     """What was found in a folder.
 
     Attributes:
-        images: (N, 3, size, size) uint8.
+        images: (N, 3, H, W) uint8; grey pictures have three equal channels.
         captions: N strings; "" where the metadata say ``null``, ``NaN`` or nothing.
         skipped: file name and reason for each picture that could not be read.
         uncaptioned: names of the pictures that no caption belongs to; they are left out.
@@ -67,21 +68,24 @@ class FolderImages(NamedTuple):
 
 
 def captioned_folder(
-    folder: StrPath, size: int = 64, *, split: str | None = None, caption_column: str | None = None
+    folder: StrPath, size: Size = 64, *, split: str | None = None, caption_column: str | None = None
 ) -> FolderImages:
-    """Pictures and captions of a folder, see above. Pictures are cut to a centred square and scaled.
+    """Pictures and captions of a folder, see above. Of each picture the largest part in its middle that has
+    the form of ``size``, a square or another rectangle, is scaled to it.
 
     Args:
         folder: where the pictures are.
-        size: height and width to scale to.
+        size: to scale to: one number for height and width, or (height, width), each at least 1.
         split: one of :func:`folder_splits`; None for the training split, or for all of a folder without
             splits.
         caption_column: column of the metadata that holds the captions; None for one of :data:`COLUMNS`.
 
     Raises:
         FileNotFoundError: no folder, no such split, or no captions in it.
-        ValueError: the metadata cannot be parsed or name what is outside, or not one picture could be read.
+        ValueError: the size is none, the metadata cannot be parsed or name what is outside, or not one
+            picture could be read.
     """
+    height, width = sides(size)
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {str(folder)!r}")
@@ -96,11 +100,11 @@ def captioned_folder(
         try:
             if not path.resolve().is_relative_to(inside):
                 raise ValueError("a link that leaves the folder: copy the picture into it")
-            square = ImageOps.fit(read_picture(path), (size, size), Image.Resampling.LANCZOS)
+            cut = ImageOps.fit(read_picture(path), (width, height), Image.Resampling.LANCZOS)
         except Exception as error:  # Pillow raises many kinds
             skipped.append((path.relative_to(root).as_posix(), first_line(error)))
             continue
-        images.append(torch.from_numpy(np.array(square)).permute(2, 0, 1))
+        images.append(torch.from_numpy(np.array(cut)).permute(2, 0, 1))
         captions.append(text)
     if not images:
         raise ValueError(f"{root}: not one of {len(rows)} pictures could be read, e.g. {skipped[0][1]}")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from minidiff.checks import whole
 from minidiff.condition import Condition
 from minidiff.files import StrPath, checked_weights, first_line, locate_pretrained, nothing_runs
-from minidiff.text.tokens import token_ids, word_tokenizer
+from minidiff.text.tokens import token_ids, unknown_words, word_tokenizer
 
 CACHE_BYTES = 256 * 2**20
 """How much memory a frozen encoder may spend on token states it has computed before."""
@@ -230,6 +230,10 @@ class TextEncoder(nn.Module):
                 )
             return values
         return token_ids(self.tokenizer, values, self.max_length)
+
+    def unknown(self, captions: Sequence[str]) -> list[str]:
+        """The words and signs of captions that are not known and would not be read, each once."""
+        return unknown_words(self.tokenizer, captions)
 
     def forward(self, ids: Tensor) -> Condition:
         """The conditions that token numbers stand for.

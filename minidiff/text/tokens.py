@@ -97,6 +97,25 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_l
     return torch.where(batch["attention_mask"].bool() & ~unknown & says_something, ids, -1)
 
 
+def unknown_words(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> list[str]:
+    """The words and signs of captions that a tokenizer does not know, each once, as they come.
+
+    Args:
+        tokenizer: a fast one. One that takes words apart knows all whose parts it knows.
+        captions: strings.
+    """
+    texts = list(dict.fromkeys(captions))
+    if tokenizer.unk_token_id is None or not texts:
+        return []
+    batch = tokenizer(texts, return_offsets_mapping=True, verbose=False)
+    found: dict[str, None] = {}
+    for text, ids, spans in zip(texts, batch["input_ids"], batch["offset_mapping"], strict=True):
+        for token, (start, end) in zip(ids, spans, strict=True):
+            if token == tokenizer.unk_token_id and end > start:
+                found[text[start:end]] = None
+    return list(found)
+
+
 def _warn_unknown(captions: Sequence[str], spans: Tensor, unknown: Tensor) -> None:
     """Name the words that are not known."""
     if not bool(unknown.any()):
