@@ -28,7 +28,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 UNITTEST := OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 .DELETE_ON_ERROR:
-.PHONY: help install test retest quick executed book bench lab mutants notebooks lint format clean
+.PHONY: help install test retest quick executed book bench lab mutants soak notebooks lint format clean
 
 help:
 	@echo "make book       render the book, print where it is"
@@ -38,6 +38,7 @@ help:
 	@echo "make lab        open the notebooks in JupyterLab (installs it first)"
 	@echo "make notebooks  execute the notebooks again, in place"
 	@echo "make mutants    plant classic mistakes, one at a time: do the tests notice?"
+	@echo "make soak       kill runs again and again, fill a disk, draw thousands of pictures: about 20 minutes"
 	@echo "make bench      measure beside other libraries (installs them first), and write the book's page of it"
 	@echo "make lint       lint and types only"
 	@echo "make format     put the code in the project's format"
@@ -108,6 +109,10 @@ lab: $(INSTALLED)
 # Plants classic mistakes in the library, one at a time: the tests must notice each.
 mutants: $(INSTALLED)
 	$(BIN)/python tests/mutants.py
+
+# Twenty minutes; the page of promises quotes what it writes.
+soak: $(INSTALLED)
+	$(OFFLINE) $(BIN)/python tests/soak.py
 
 notebooks: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py

@@ -83,7 +83,7 @@ def guide(
             (x0, x0_other), (eps, eps_other) = (part.chunk(2) for part in both)
         else:  # a condition of the caller's own kind cannot be joined into one batch
             (x0, eps), (x0_other, eps_other) = (denoise(x_t, level, c) for c in (condition, negative))
-        strength = broadcast(torch.where(inside, scale, 1.0), x_t)
+        strength = broadcast(torch.where(inside, torch.full_like(inside, scale, dtype=x_t.dtype), 1.0), x_t)
         stretched = Prediction(
             x0_other + strength * (x0 - x0_other), eps_other + strength * (eps - eps_other)
         )

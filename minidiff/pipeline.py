@@ -66,6 +66,9 @@ class TextToImage:
     axes = 3
     """Of what is drawn: (C, H, W)."""
 
+    usual_guidance = 3.0
+    """Guidance scale of a call that names none."""
+
     progress: Callable[..., AbstractContextManager[Any]] | None = None
     """What shows how far a call is, such as ``pipe.progress = tqdm.auto.tqdm``; None for nothing. It is
     called with ``total``, ``desc`` and ``unit``, and what it gives has ``update()``, called after each
@@ -242,6 +245,8 @@ class TextToSound(TextToImage):
 
     axes = 2
 
+    usual_guidance = 2.0  # at which the shipped model is right more often than at 3
+
     @torch.no_grad()
     def __call__(  # type: ignore[override]
         self,
@@ -249,7 +254,7 @@ class TextToSound(TextToImage):
         *,
         num_sounds: int = 1,
         steps: int = 20,
-        guidance: float = 3.0,
+        guidance: float = 2.0,
         negative: str | Sequence[str] | None = None,
         interval: tuple[float, float] = (0.0, 1.0),
         rescale: float = 0.0,
@@ -257,7 +262,7 @@ class TextToSound(TextToImage):
         sampler: str = "dpmpp_2m",
         batch_size: int = BATCH,
     ) -> Sounds:
-        """Play sounds; everything is as :class:`TextToImage` has it, with sounds for images.
+        """Play sounds; everything but the usual guidance is as :class:`TextToImage` has it.
 
         Raises:
             ValueError: as for images.

@@ -27,7 +27,7 @@ def evaluate(
     *,
     prompts: int = 512,
     steps: int = 20,
-    guidance: float = 3.0,
+    guidance: float = 2.0,
     sampler: str = "dpmpp_2m",
     seed: int = 0,
 ) -> dict[str, Interval]:
