@@ -100,9 +100,7 @@ def test_two_damaged_states_are_named(tmp_path):
         step.save(tmp_path)
     for file in tmp_path.iterdir():
         flip(file)
-    with pytest.raises(
-        ValueError, match="safetensors is damaged: its bytes are not those that were"
-    ):
+    with pytest.raises(ValueError, match="safetensors is damaged: its bytes are not those that were"):
         short(fresh(), resume=tmp_path)
 
 
