@@ -126,7 +126,7 @@ def checksum(tensors: dict[str, Tensor]) -> int:
     """CRC-32 of all bytes of some tensors on the CPU, in the order of their names."""
     total = 0
     for _, value in sorted(tensors.items()):
-        total = zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy(), total)
+        total = zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy().data, total)
     return total
 
 

@@ -76,6 +76,10 @@ def check_a_silent_cell(notebook):
     notebook.cells[1].outputs = []
 
 
+def show_a_picture_in_silence(notebook):
+    notebook.cells[1].outputs.append(new_output("display_data", {"image/png": "iVBORw0KGgo="}))
+
+
 def grow_too_big(notebook):
     notebook.cells[1].outputs[0].text = "2" * SIZE_LIMIT
 
@@ -92,6 +96,7 @@ def grow_too_big(notebook):
         (show_the_setup, "shows its setup"),
         (check_no_cell, "checks no output"),
         (check_a_silent_cell, "cell [2] is tagged nbval-check-output and has no output to check"),
+        (show_a_picture_in_silence, "cell [2] shows a picture and no alt text"),
         (grow_too_big, "over the limit"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

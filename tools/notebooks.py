@@ -118,8 +118,15 @@ def problems(path: Path) -> Iterator[str]:
                 yield f"cell [{number}] failed: {output.ename}: {output.evalue}"
             if output.output_type == "stream" and output.name == "stderr":
                 yield f"cell [{number}] wrote to stderr: {output.text.strip().splitlines()[0]}"
+            if any(kind.startswith("image/") for kind in output.get("data", {})) and not alt_text(cell):
+                yield f"cell [{number}] shows a picture and no alt text: set mystnb.image.alt in its metadata"
             if found := MACHINE_PATH.search(shown_text(output)):
                 yield f"cell [{number}] shows a path of the machine it ran on: {found.group()}…"
+
+
+def alt_text(cell: Any) -> str:
+    """What a reader hears who cannot see the cell's pictures."""
+    return str(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")).strip()
 
 
 def shown_text(output: Any) -> str:
