@@ -76,6 +76,7 @@ def fit(
             writes there.
         ValueError: ``resume``, and the run in ``output`` is of another network, size, vocabulary or seed.
         KeyboardInterrupt: after the interrupted run has been saved.
+        OSError: a save failed, as on a full disk; the one before is as it was.
         SystemExit: the same, with the code that tells the signal, if it was another than Ctrl-C.
     """
     output, seed = Path(output), seed_number(seed)
@@ -120,9 +121,15 @@ def _fit(
             if step.is_main_process and (count % LOG_EVERY == 0 or count == recipe.steps):
                 log(step.index, step.loss, step.lr)
             if count % save_every == 0 or count == recipe.steps or interrupted():
-                step.save(output)
-                if step.is_main_process:
-                    step.ema.save_pretrained(output, torch.float16)  # half the size, same pictures
+                try:
+                    step.save(output)
+                    if step.is_main_process:
+                        step.ema.save_pretrained(output, torch.float16)  # half the size, same pictures
+                except OSError as error:
+                    raise OSError(
+                        f"{output}: step {count} could not be saved ({error.strerror}); the save before is as "
+                        "it was: make room, then --resume goes on from it"
+                    ) from error
             if number := interrupted():
                 raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
             if step.is_main_process and (count % sample_every == 0 or count == recipe.steps):

@@ -156,7 +156,7 @@ MUTANTS = [
         ("an exported EDM input scaled twice", "denoiser/diffusion", "sample = sample * (level.sigma**2 + SIGMA_DATA**2).sqrt().to(sample)", "sample = sample * 1.0", ("test_interop",)),
         # --- guidance, one inside another
         ("negative ignored beside a condition", "guidance", "other = negative.expand(len(x_t))", "other = every.drop(torch.ones_like(every.mask[:, 0]))", ("test_guidance",)),
-        ("rescaled outside its interval", "guidance", "strength = broadcast(torch.where(inside, scale, 1.0), x_t)", "strength = broadcast(torch.where(inside, scale, scale), x_t)", ("test_guidance",)),
+        ("rescaled outside its interval", "guidance", "dtype=x_t.dtype), 1.0), x_t)", "dtype=x_t.dtype), scale), x_t)", ("test_guidance",)),
         ("clamped on one side", "guidance", ".x0.clamp(low, high)", ".x0.clamp(max=high)", ("test_guidance",)),
         # --- data and metrics
         ("the same order every epoch", "data/batches", "np.random.default_rng((self.seed, epoch))", "np.random.default_rng(self.seed)", ("test_batches",)),

@@ -80,6 +80,27 @@ def begin(call: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(call, stdout=pipe, stderr=pipe, text=True, env=quiet, start_new_session=True)
 
 
+def kill_all(pid: int) -> None:
+    """SIGKILL for a process and all that it has started: the workers of torchrun live in sessions of their
+    own."""
+    found = [pid]
+    for parent in found:
+        for thread in Path(f"/proc/{parent}/task").iterdir():
+            found += [int(child) for child in (thread / "children").read_text().split()]
+    for member in found:
+        os.kill(member, signal.SIGKILL)
+    while any(alive(member) for member in found[1:]):
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs: one that is dead may still be listed, as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def finish(call: list[str]) -> float:
     """Run it to its end; the seconds it took."""
     started = time.monotonic()
@@ -125,7 +146,7 @@ def kills(place: Path, kill: int, term: int, steps: int, processes: int) -> dict
         if process.poll() is not None:
             raise Failed(f"it ended before it was stopped: {process.communicate()[1][-500:]}")
         if number == signal.SIGKILL:
-            os.killpg(process.pid, number)
+            kill_all(process.pid)
         else:
             process.send_signal(number)
         _, error = process.communicate()
@@ -254,7 +275,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             found[name] = kills(Path(place), arguments.kills, arguments.terms, arguments.steps, processes)
     with tempfile.TemporaryDirectory() as place:
-        found["disk"] = disk(Path(place), 40)
+        found["disk"] = disk(Path(place), 120)
     found["pictures"] = pictures(arguments.pictures)
     found["workers"] = workers(4)
     with write_whole(arguments.output) as unfinished:

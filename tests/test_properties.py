@@ -279,7 +279,7 @@ def test_any_metadata_are_read_or_refused_in_a_line(tmp_path, lines, name):
     except (ValueError, FileNotFoundError) as error:
         check_line(error)
     else:
-        assert all(isinstance(text, str) and text.strip() for text in found.captions)
+        assert all(isinstance(text, str) for text in found.captions)  # empty: a picture without words
 
 
 @tried(100)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from helpers import full_disk
 from runs import data, fresh, weights_of
 from test_cli import run
 
@@ -90,6 +91,15 @@ def test_a_broken_step_is_neither_taken_nor_saved(tmp_path):
     with pytest.raises(RuntimeError, match="is no number: a smaller learning rate may help"):
         step.save(tmp_path)
     assert (tmp_path / "training.safetensors").read_bytes() == file
+
+
+def test_a_full_disk_is_named_and_the_save_before_stays(begun, tmp_path):
+    steps = fit.fit(recipe(begun / "data", 2), tmp_path / "run", sample_every=99, save_every=1)
+    next(steps)
+    with full_disk(), pytest.raises(OSError, match="step 2 could not be saved .*: make room, then --resume"):
+        next(steps)
+    assert saved_steps(tmp_path / "run") == 1
+    md.TextToImage.from_pretrained(tmp_path / "run")
 
 
 def test_what_a_kill_left_is_swept_up(begun, tmp_path):
