@@ -127,8 +127,8 @@ def _fit(
                         step.ema.save_pretrained(output, torch.float16)  # half the size, same pictures
                 except OSError as error:
                     raise OSError(
-                        f"{output}: step {count} could not be saved ({error.strerror}); the save before is as "
-                        "it was: make room, then --resume goes on from it"
+                        f"{output}: step {count} could not be saved ({error.strerror}); the save before is "
+                        "as it was: make room, then --resume goes on from it"
                     ) from error
             if number := interrupted():
                 raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from helpers import full_disk
+from PIL import Image
 from runs import data, fresh, weights_of
 from test_cli import run
 
