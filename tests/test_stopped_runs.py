@@ -165,3 +165,15 @@ def test_stopped_before_the_first_save_is_not_called_saved(begun, tmp_path, monk
     code, _, err = run(monkeypatch, capsys, *call)
     assert code == 130
     assert err.splitlines()[-1] == "stopped, nothing saved"
+
+
+def test_the_page_quotes_what_soak_has_written():
+    root = Path(__file__).parents[1]
+    page = (root / "book" / "reliable.md").read_text()
+    for run_, found in json.loads((root / "tests" / "soak.json").read_text()).items():
+        if run_.startswith("kills"):
+            assert found["same log"]
+            assert all(found["same"].values())
+            numbers = [found[name] for name in ("processes", "SIGKILL", "SIGTERM", "in the middle of a save")]
+            row = " | ".join(map(str, [*numbers, "to the bit", found["bytes left over"]]))
+            assert f"| {row} |" in page
