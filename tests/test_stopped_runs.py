@@ -174,6 +174,5 @@ def test_the_page_quotes_what_soak_has_written():
         if run_.startswith("kills"):
             assert found["same log"]
             assert all(found["same"].values())
-            numbers = [found[name] for name in ("processes", "SIGKILL", "SIGTERM", "in the middle of a save")]
-            row = " | ".join(map(str, [*numbers, "to the bit", found["bytes left over"]]))
-            assert f"| {row} |" in page
+            names = ("processes", "SIGKILL", "SIGTERM", "in the middle of a save", "bytes left over")
+            assert f"| {', '.join(f'{name}: {found[name]}' for name in names)} |" in page
