@@ -38,7 +38,7 @@ help:
 	@echo "make lab        open the notebooks in JupyterLab (installs it first)"
 	@echo "make notebooks  execute the notebooks again, in place"
 	@echo "make mutants    plant classic mistakes, one at a time: do the tests notice?"
-	@echo "make soak       kill runs again and again, fill a disk, draw thousands of pictures: about 20 minutes"
+	@echo "make soak       kill runs again and again, fill a disk, draw thousands of pictures: most of an hour"
 	@echo "make bench      measure beside other libraries (installs them first), and write the book's page of it"
 	@echo "make lint       lint and types only"
 	@echo "make format     put the code in the project's format"
@@ -110,7 +110,7 @@ lab: $(INSTALLED)
 mutants: $(INSTALLED)
 	$(BIN)/python tests/mutants.py
 
-# Twenty minutes; the page of promises quotes what it writes.
+# Most of an hour: the page of promises quotes what it writes.
 soak: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python tests/soak.py
 

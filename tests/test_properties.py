@@ -146,9 +146,8 @@ def test_a_sampler_that_is_told_the_answer_gives_it(sampler, name, n, spacing, d
     sampler=st.sampled_from(["ddim", "heun", "dpmpp_2m", "adams"]), mean=st.floats(-1, 1),
     scale=st.floats(0.1, 4), seed=seeds, name=st.sampled_from(["vp", "cosine", "flow", "karras"]),
 )  # fmt: skip
-def test_a_flow_commutes_with_a_scale(sampler, mean, scale, seed, name):
-    """On a variance-exploding path, data and noise times a number give samples times that number. On others
-    the ODE's paths do not cross: samples of one dimension keep the order of the noise."""
+def test_paths_of_the_flow_do_not_cross(sampler, mean, scale, seed, name):
+    """Two solutions of an ODE never meet: samples of one dimension keep the order of their noise."""
     levels = SCHEDULES[name].levels(20, "log_snr")
     x = random_like((8,), torch.float64, seed).sort().values * levels[0].sigma
     found = run(sampler, gaussian(mean, scale), x, levels, seed)
