@@ -2,6 +2,7 @@
 
 * :mod:`~benchmarks.samplers`: error against calls, on distributions known exactly;
 * :mod:`~benchmarks.quality`: pictures of the shipped model against calls;
+* :mod:`~benchmarks.minutes`: pictures after eight minutes of training;
 * :mod:`~benchmarks.training`: images a second while training;
 * :mod:`~benchmarks.overhead`: what a sampler costs besides its network;
 * :mod:`~benchmarks.weight`: time to import, size on disk, dependencies;
@@ -21,5 +22,5 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 PARTS = ("weight", "overhead", "samplers", "training")
 """The parts, in the order in which they run."""
-LONGER = ("quality",)
+LONGER = ("quality", "minutes")
 """Parts that take too long for ``make bench``: each runs by its own command."""
