@@ -48,7 +48,7 @@ MUTANTS = [
         ("sign of v", "forward", '"v": (-level.sigma, level.alpha)', '"v": (level.sigma, -level.alpha)', (FORWARD,)),
         ("flow backwards", "forward", '"flow": (-one, one)', '"flow": (one, -one)', (FORWARD,)),
         ("EDM without sigma_data", "forward", "std = (level.alpha**2 * SIGMA_DATA**2 + level.sigma**2).sqrt()", "std = (level.alpha**2 + level.sigma**2).sqrt()", (FORWARD,)),
-        ("sign in eps from the output", "forward", "(alpha * out - p * x_t) / det", "(alpha * out + p * x_t) / det", (FORWARD,)),
+        ("sign in eps from the output", "forward", "((q, -level.sigma), (-p, level.alpha))", "((q, -level.sigma), (p, level.alpha))", (FORWARD,)),
         ("eps at alpha = 0 let through", "forward", "if bool((det.abs() < TINY).any()):", "if bool((det.abs() == 0).any()):", (FORWARD,)),
         # --- schedule
         ("betas off by one", "schedule", "torch.linspace(self.beta_min, self.beta_max, self.steps, dtype=torch.float64)", "torch.linspace(self.beta_min, self.beta_max, self.steps + 1, dtype=torch.float64)[1:]", (SCHEDULE,)),
