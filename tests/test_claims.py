@@ -23,7 +23,7 @@ NO_CLAIMS = LISTED["no_claim"]
 DONE = LISTED["chapters"]
 EVERY = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 REASONS = {"setting", "definition", "derivation", "exercise", "question", "remark"}
-EVIDENCE = ("cells", "pictures", "equations", "cites", "argument")
+EVIDENCE = ("cells", "cards", "pictures", "equations", "cites", "argument")
 
 # --- what a claim is --------------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ def test_what_is_listed_as_no_claim_would_be_taken_for_one(entry):
 def test_what_holds_a_claim_is_there(claim):
     assert any(kind in claim for kind in EVIDENCE), "no evidence"
     assert "results" not in claim or "cells" in claim, "name the cell that reads the file"
-    assert "reads" not in claim or "cells" in claim, "name the cell that prints it"
+    assert "reads" not in claim or {"cells", "cards"} & set(claim), "name the cell that prints it"
     for cell in named(claim, "pictures"):
         assert shows(cell), "shows no picture"
     for file in claim.get("results", []):
@@ -237,10 +237,11 @@ def test_what_holds_a_claim_is_there(claim):
         assert re.search(rf"`[^`]*\b{key}\b[^`]*`", everything), f"{claim['chapter']} does not cite {key}"
 
 
-@pytest.mark.parametrize("claim", [c for c in CLAIMS if "cells" in c], ids=first_words)
+@pytest.mark.parametrize("claim", [c for c in CLAIMS if {"cells", "cards"} & set(c)], ids=first_words)
 def test_the_numbers_of_a_claim_are_printed(claim):
     cells = named(claim, "cells")
     lines = [line for cell in cells for line in printed(cell)]
+    lines += [line for file in claim.get("cards", []) for line in (ROOT / file).read_text().split("\n")]
     values = [read(wanted, lines) for wanted in claim.get("reads", [])]
     names = dict(zip("abcdefghijklmnop", values, strict=False))
     if RATIO.search(without_references(claim["text"])):
@@ -254,7 +255,7 @@ def test_the_numbers_of_a_claim_are_printed(claim):
         assert number in text, f"{number} is given and not said"
         text = text.replace(number, " ")
     absent = [number for number in numbers(text) if not is_printed(number, pool)]
-    assert not absent, f"{claim.get('cells')} do not print {absent}"
+    assert not absent, f"{claim.get('cells', claim.get('cards'))} do not print {absent}"
 
 
 def test_the_list_says_which_chapters_it_covers():
