@@ -57,7 +57,7 @@ MUTANTS = [
         ("continuous rate not halved", "schedule", "t * (self.beta_max - self.beta_min) / 2)", "t * (self.beta_max - self.beta_min))", (SCHEDULE,)),
         ("shift of the SNR for that of its root", "schedule", "2 * math.log(self.shift)", "math.log(self.shift)", (SCHEDULE,)),
         ("sampling never starts at t = T", "schedule", "torch.linspace(1, 0, count, dtype=torch.float64)[:n]", "torch.linspace(0.999, 0, count, dtype=torch.float64)[:n]", (SCHEDULE,)),
-        ("sampling ends with noise left", "schedule", "return [*(self(t) for t in times), NoiseLevel(zero, one, zero)]", "return [*(self(t) for t in times), self(0.001)]", (SCHEDULE,)),
+        ("sampling ends with noise left", "schedule", "return [*map(NoiseLevel, *parts), NoiseLevel(zero, one, zero)]", "return [*map(NoiseLevel, *parts), self(0.001)]", (SCHEDULE,)),
         ("karras spacing with the wrong exponent", "schedule", "last ** (1 / rho) * grid) ** rho", "last ** (1 / rho) * grid) ** (rho / 2)", (SCHEDULE,)),
         ("log-SNR spacing even in the ratio", "schedule", "ratio = first ** (1 - grid) * last**grid", "ratio = first * (1 - grid) + last * grid", (SCHEDULE,)),
         ("ratio taken for its square", "schedule", "times = self.time(-2 * ratio.log())", "times = self.time(-ratio.log())", (SCHEDULE,)),
