@@ -39,8 +39,6 @@ Interval = Annotated[
 
 MOST_BYTES = 10**9
 """So large may a file of pictures be before it is packed."""
-MOST_MEMORY = 4 * 10**9
-"""So many bytes may samples take before the command says so."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -272,8 +270,6 @@ def evaluate(
     if data is None:
         raise ValueError("its words do not tell what it draws: say so, with a recipe or a folder")
     recipe = get_recipe(data, size=size_of(pipe.model), data_root=data_root, caption_column=caption_column)
-    if (memory := 2 * 4 * prompts * math.prod(pipe.model.shape or ())) > MOST_MEMORY:  # of both splits
-        say(f"--prompts {prompts}: the samples take up to {memory / 1e9:.0f} GB of memory")
     pipe.progress = Bar
     scores = recipe.score(
         pipe, recipe, prompts=prompts, steps=steps, guidance=guidance, sampler=sampler, seed=seed

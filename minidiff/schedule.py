@@ -135,8 +135,8 @@ class Schedule:
 
         Raises:
             ImportError: ``diffusers`` is not installed.
-            ValueError: diffusers has no name for the target, it does not go with the schedule, or ``steps`` is
-                no whole number from 1 to :data:`MOST_LEVELS`.
+            ValueError: diffusers has no name for the target, it does not go with the schedule, or ``steps``
+                is no whole number from 1 to :data:`MOST_LEVELS`.
         """
         from diffusers import DDPMScheduler  # for those who have that library
 

@@ -50,11 +50,16 @@ class Tones(Dataset[tuple[Tensor, str]]):
         """A true caption of sound ``index``, worded anew in each epoch."""
         return caption(self.sound(index), self.chance(index, f"caption {epoch}"))
 
-    def waves(self) -> Tensor:
-        """All sounds, (N, 1, 8192) int16, as a .wav file has them."""
-        waves = np.empty((self.length, 1, SAMPLES), np.int16)
-        for index in range(self.length):
-            waves[index] = to_int16(self[index][0]).numpy()
+    def waves(self, rows: range | None = None) -> Tensor:
+        """All sounds, or those of some rows, (N, 1, 8192) int16, as a .wav file has them.
+
+        Raises:
+            IndexError: a row is outside the data set.
+        """
+        rows = range(self.length) if rows is None else rows
+        waves = np.empty((len(rows), 1, SAMPLES), np.int16)
+        for place, index in enumerate(rows):
+            waves[place] = to_int16(self[index][0]).numpy()
         return torch.from_numpy(waves)
 
     def chance(self, index: int, purpose: str) -> random.Random:
