@@ -11,6 +11,7 @@ import secrets
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -164,6 +165,7 @@ def train(
     options: dict[str, Any] = {
         "size": size and read_size(size), "images": images, "data_root": data_root, "width": width,
         "caption_column": caption_column, "conditioning": conditioning,
+        "progress": partial(Bar, unit="picture", quiet=not processes().is_main_process),
     }  # fmt: skip
     if what in HELPERS:
         if resume or start or text_encoder or conditioning or batch_size or lr or width:
@@ -269,7 +271,10 @@ def evaluate(
     data = data or guess_data(pipe.model)
     if data is None:
         raise ValueError("its words do not tell what it draws: say so, with a recipe or a folder")
-    recipe = get_recipe(data, size=size_of(pipe.model), data_root=data_root, caption_column=caption_column)
+    recipe = get_recipe(
+        data, size=size_of(pipe.model), data_root=data_root, caption_column=caption_column,
+        progress=partial(Bar, unit="picture"),
+    )  # fmt: skip
     pipe.progress = Bar
     scores = recipe.score(
         pipe, recipe, prompts=prompts, steps=steps, guidance=guidance, sampler=sampler, seed=seed
@@ -306,7 +311,7 @@ def doctor(
             raise ValueError("the model does not say the shape of its samples: look at it from Python")
         source = get_recipe(
             data, size=size_of(diffusion), images=samples, seed=seed, data_root=data_root,
-            caption_column=caption_column,
+            caption_column=caption_column, progress=partial(Bar, unit="picture"),
         ).source  # fmt: skip
         x0 = from_bytes(source.images[:samples])
         captions = source.captions(len(x0)) if diffusion.encoder is not None else None

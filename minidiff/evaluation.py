@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minidiff.data.on_disk import OnDisk
 from minidiff.doctor import errors_by_level
 from minidiff.metrics import FEWEST, Interval, frechet_distance, kernel_distance, mean
 from minidiff.pipeline import BATCH, PART, TextToImage, draw_each
@@ -19,7 +20,7 @@ MOST_COMPARED = 4096
 
 def evaluate_images(
     pipe: TextToImage,
-    images: Tensor,
+    images: Tensor | OnDisk,
     captions: Sequence[str],
     *,
     prompts: int = 512,
@@ -30,7 +31,7 @@ def evaluate_images(
 
     Args:
         pipe: the model.
-        images: pictures that it did not train on, (N, 1 or 3, H, W) uint8.
+        images: pictures that it did not train on, (N, 1 or 3, H, W) uint8, in memory or on the disk.
         captions: what they show; the samples are asked for the same.
         prompts: how many of them to use at most.
         seed: of noise and samples.

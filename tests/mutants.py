@@ -175,7 +175,7 @@ MUTANTS = [
         ("an exported chain begins below noise", "schedule", 'timestep_spacing="trailing",', 'timestep_spacing="leading",', ("test_exported_schedules",)),
         ("a broken step is taken", "step", "elif not bool(self.good):", "elif False:", ("test_step",)),
         ("the test split is trained on", "data/folder", "if root in path.parents}", "}", ("test_folder",)),
-        ("held-back pictures are trained on", "recipes", "Source(images[~back], kept,", "Source(images, captions,", ("test_recipes",)),
+        ("held-back pictures are trained on", "recipes", "Source(part(images, ~back), kept,", "Source(images, captions,", ("test_recipes",)),
         ("energy distance without the within terms", "metrics", "weights[len(x) :] = -1 / len(y)", "weights[len(x) :] = 1 / len(y)", ("test_metrics",)),
         ("an interval of the jackknife too narrow", "metrics", "error = math.sqrt((groups - 1) * float(without", "error = math.sqrt(float(without", ("test_metrics",)),
         ("a ball that counts its own centre", "metrics", "kthvalue(k + 1, dim=1)", "kthvalue(k, dim=1)", ("test_metrics_sets",)),

@@ -288,7 +288,10 @@ def test_the_bar_counts_from_where_a_resumed_run_begins(monkeypatch, capsys, tmp
     for options in (["--steps", "2"], ["--steps", "3", "--resume"]):
         call = ("train", str(tmp_path / "data"), "-o", str(tmp_path / "run"), "--size", "16", "--width", "32")
         assert run(monkeypatch, capsys, *call, *options)[0] == 0, screen.getvalue()
-    assert [(bar.initial, bar.n) for bar in bars] == [(0, 2), (2, 3)]
+    steps = [bar for bar in bars if bar.unit == "step"]
+    assert [(bar.initial, bar.n) for bar in steps] == [(0, 2), (2, 3)]
+    pictures = [bar for bar in bars if bar.unit == "picture"]
+    assert [(bar.desc, bar.n) for bar in pictures] == [("2 pictures", 2)] * 2
 
 
 def test_the_loss_in_the_bar_is_a_weighted_mean():

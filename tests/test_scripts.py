@@ -54,6 +54,7 @@ def test_a_sentence_of_known_signs_is_known_and_a_new_sign_is_named():
     assert (ids >= 0).tolist() == [[True, True, False]]
 
 
+@pytest.mark.slow
 def test_it_is_trained_saved_and_read_back(tmp_path):
     """A picture's folder with Chinese captions, two steps, and prompts that mean different things."""
     for i, caption in enumerate(CHINESE):
