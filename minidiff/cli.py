@@ -291,7 +291,7 @@ def evaluate(
 def doctor(
     model: Model,
     data: Trained = None,
-    samples: Annotated[int, typer.Option(min=32, help="Images of the data to look at.")] = 256,
+    samples: Annotated[int, typer.Option(min=32, max=4096, help="Images of the data to look at.")] = 256,
     data_root: DataRoot = None,
     caption_column: CaptionColumn = None,
     seed: Annotated[int, typer.Option(min=0, help="Of data and noise.")] = 0,

@@ -65,6 +65,24 @@ def memory() -> int:
     return min(found, default=UNTOLD)
 
 
+def check_memory(what: str, count: int, each: int) -> None:
+    """Whether so many things fit into the memory: the system may promise more, and end the process later.
+
+    Args:
+        what: what they are called in the message.
+        count: how many there will be.
+        each: bytes of one.
+
+    Raises:
+        ValueError: all memory there is does not hold them.
+    """
+    if count * each > (there := memory()):
+        raise ValueError(
+            f"{count:,} {what} take {count * each / 1e9:,.0f} GB, more than the memory there is: use at most "
+            f"{there // each:,}"
+        )
+
+
 def processes_here() -> int:
     """How many processes of a run share this machine, as ``torchrun`` tells each; 1 if nobody does."""
     told = os.environ.get("LOCAL_WORLD_SIZE", "")

@@ -226,6 +226,14 @@ OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {
         "at --scale 1000000 is more than one file can hold",
     ),
     "10^8 steps": (("sample", "a cat", "--steps", 10**8), "levels: n = 100000000: use at most 100000"),
+    "10^9 drawings": (
+        (*HERE, "--images", 10**9),
+        "1,000,000,000 pictures take 12,288 GB, more than the memory",
+    ),
+    "10^9 sounds": (
+        ("train", "tones", "-o", "run", "--images", 10**9),
+        "1,000,000,000 sounds take 16,384 GB, more than the memory there is: use at most",
+    ),
     "no ending": (("sample", "a cat", "-o", "cat"), "--output cat: no ending is no image format; use .png"),
     "a text file": (
         ("sample", "a cat", "-o", "cat.txt"),
@@ -326,6 +334,7 @@ def test_option(fault, tmp_path, monkeypatch, capsys):
         (*HERE, "--images", "1"),
         ("evaluate", "critters", "--prompts", "1"),
         ("doctor", "critters", "--samples", "1"),
+        ("doctor", "critters", "--samples", "1000000"),
         ("magic",),
     ],
 )

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from minidiff.critters.captions import caption, negative_caption
 from minidiff.critters.drawing import check_size, draw
 from minidiff.critters.scene import EXCHANGES, Scene, Shown, Split, check_split, sample_critter, sample_scene
+from minidiff.device import check_memory
 
 
 class Rendering(NamedTuple):
@@ -106,7 +107,7 @@ class Critters(Dataset[tuple[Tensor, str]]):
             The pictures as bytes, (N, 3, size, size) uint8. Indexing gives ``images / 127.5 - 1``.
 
         Raises:
-            ValueError: ``workers`` is below 1.
+            ValueError: ``workers`` is below 1, or there is not as much memory.
             IndexError: a row is outside the data set.
             RuntimeError: a process died.
         """
@@ -114,6 +115,7 @@ class Critters(Dataset[tuple[Tensor, str]]):
         if workers < 1:
             raise ValueError(f"workers {workers} is too few: use 1 or more, or None")
         rows = range(self.length) if rows is None else rows
+        check_memory("pictures", len(rows), 3 * self.size**2)
         pixels = np.empty((len(rows), 3, self.size, self.size), np.uint8)
         starts = range(0, len(rows), 100)
         parts = [rows[start : start + 100] for start in starts]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from minidiff.device import check_memory
 from minidiff.sounds import to_int16
 from minidiff.tones.captions import caption
 from minidiff.tones.sound import SAMPLES, Sound, Split, check_split, sample_sound
@@ -55,8 +56,10 @@ class Tones(Dataset[tuple[Tensor, str]]):
 
         Raises:
             IndexError: a row is outside the data set.
+            ValueError: there is not as much memory.
         """
         rows = range(self.length) if rows is None else rows
+        check_memory("sounds", len(rows), 2 * SAMPLES)
         waves = np.empty((len(rows), 1, SAMPLES), np.int16)
         for place, index in enumerate(rows):
             waves[place] = to_int16(self[index][0]).numpy()
