@@ -28,7 +28,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 UNITTEST := OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 .DELETE_ON_ERROR:
-.PHONY: help install test retest quick executed book bench lab mutants soak notebooks lint format clean
+.PHONY: help install test retest quick executed book bench lab mutants soak matrix coverage notebooks lint format clean
 
 help:
 	@echo "make book       render the book, print where it is"
@@ -39,6 +39,8 @@ help:
 	@echo "make notebooks  execute the notebooks again, in place"
 	@echo "make mutants    plant classic mistakes, one at a time: do the tests notice?"
 	@echo "make soak       kill runs again and again, fill a disk, draw thousands of pictures: most of an hour"
+	@echo "make matrix     the unit tests on other Pythons, and with the oldest versions: hours"
+	@echo "make coverage   which lines of the library no unit test runs"
 	@echo "make bench      measure beside other libraries (installs them first), and write the book's page of it"
 	@echo "make lint       lint and types only"
 	@echo "make format     put the code in the project's format"
@@ -113,6 +115,18 @@ mutants: $(INSTALLED)
 # Most of an hour: the page of promises quotes what it writes.
 soak: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python tests/soak.py
+
+# The page of promises quotes what it writes. TESTS='-m "not slow"' runs some, CELL="3.12 pinned" one column.
+matrix: $(INSTALLED)
+	$(BIN)/python -m tools.matrix $(if $(CELL),--cell "$(CELL)") --jobs $(JOBS) -- $(TESTS)
+
+# Of every process that the tests start, too: pyproject.toml says how. No part of `make test`, which it slows down.
+coverage: $(INSTALLED)
+	@rm -f _build/.coverage*
+	@mkdir -p _build
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q --numprocesses=$(JOBS) --dist=loadfile $(TESTS)
+	@$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
 
 notebooks: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py

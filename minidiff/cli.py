@@ -11,6 +11,7 @@ import secrets
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -39,8 +40,6 @@ Interval = Annotated[
 
 MOST_BYTES = 10**9
 """So large may a file of pictures be before it is packed."""
-MOST_MEMORY = 4 * 10**9
-"""So many bytes may samples take before the command says so."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -166,6 +165,7 @@ def train(
     options: dict[str, Any] = {
         "size": size and read_size(size), "images": images, "data_root": data_root, "width": width,
         "caption_column": caption_column, "conditioning": conditioning,
+        "progress": partial(Bar, unit="picture", quiet=not processes().is_main_process),
     }  # fmt: skip
     if what in HELPERS:
         if resume or start or text_encoder or conditioning or batch_size or lr or width:
@@ -271,9 +271,10 @@ def evaluate(
     data = data or guess_data(pipe.model)
     if data is None:
         raise ValueError("its words do not tell what it draws: say so, with a recipe or a folder")
-    recipe = get_recipe(data, size=size_of(pipe.model), data_root=data_root, caption_column=caption_column)
-    if (memory := 2 * 4 * prompts * math.prod(pipe.model.shape or ())) > MOST_MEMORY:  # of both splits
-        say(f"--prompts {prompts}: the samples take up to {memory / 1e9:.0f} GB of memory")
+    recipe = get_recipe(
+        data, size=size_of(pipe.model), data_root=data_root, caption_column=caption_column,
+        progress=partial(Bar, unit="picture"),
+    )  # fmt: skip
     pipe.progress = Bar
     scores = recipe.score(
         pipe, recipe, prompts=prompts, steps=steps, guidance=guidance, sampler=sampler, seed=seed
@@ -290,7 +291,7 @@ def evaluate(
 def doctor(
     model: Model,
     data: Trained = None,
-    samples: Annotated[int, typer.Option(min=32, help="Images of the data to look at.")] = 256,
+    samples: Annotated[int, typer.Option(min=32, max=4096, help="Images of the data to look at.")] = 256,
     data_root: DataRoot = None,
     caption_column: CaptionColumn = None,
     seed: Annotated[int, typer.Option(min=0, help="Of data and noise.")] = 0,
@@ -310,7 +311,7 @@ def doctor(
             raise ValueError("the model does not say the shape of its samples: look at it from Python")
         source = get_recipe(
             data, size=size_of(diffusion), images=samples, seed=seed, data_root=data_root,
-            caption_column=caption_column,
+            caption_column=caption_column, progress=partial(Bar, unit="picture"),
         ).source  # fmt: skip
         x0 = from_bytes(source.images[:samples])
         captions = source.captions(len(x0)) if diffusion.encoder is not None else None

@@ -1,6 +1,14 @@
-"""Which device, and in which precision."""
+"""Which device, in which precision, and how much memory there is."""
+
+import os
+from pathlib import Path
 
 import torch
+
+UNTOLD = 8 * 2**30
+"""Bytes of memory where the system does not say how many it has, as Windows does not."""
+ALLOWED = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux says how much memory a container may use."""
 
 
 def default_device() -> torch.device:
@@ -42,3 +50,40 @@ def bytes_on_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and 2 * images.nbytes < torch.cuda.mem_get_info(device)[0]:
         return images.to(device)
     return images
+
+
+def memory() -> int:
+    """Bytes of memory: what the machine has, or less where its container is allowed less."""
+    found = []
+    if hasattr(os, "sysconf"):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for file in ALLOWED:
+        try:
+            found.append(int(Path(file).read_text()))
+        except (OSError, ValueError):  # not in a container, or "max"
+            continue
+    return min(found, default=UNTOLD)
+
+
+def check_memory(what: str, count: int, each: int) -> None:
+    """Whether so many things fit into the memory: the system may promise more, and end the process later.
+
+    Args:
+        what: what they are called in the message.
+        count: how many there will be.
+        each: bytes of one.
+
+    Raises:
+        ValueError: all memory there is does not hold them.
+    """
+    if count * each > (there := memory()):
+        raise ValueError(
+            f"{count:,} {what} take {count * each / 1e9:,.0f} GB, more than the memory there is: use at most "
+            f"{there // each:,}"
+        )
+
+
+def processes_here() -> int:
+    """How many processes of a run share this machine, as ``torchrun`` tells each; 1 if nobody does."""
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(told)) if told.isdecimal() else 1

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from minidiff.checks import positive, seed_number
 from minidiff.data import Batches
@@ -76,7 +77,8 @@ def fit(
             writes there.
         ValueError: ``resume``, and the run in ``output`` is of another network, size, vocabulary or seed.
         KeyboardInterrupt: after the interrupted run has been saved.
-        OSError: a save failed, as on a full disk; the one before is as it was.
+        OSError: a save failed, as on a full disk, and the one before is as it was; or a picture on the disk
+            cannot be read any more.
         SystemExit: the same, with the code that tells the signal, if it was another than Ctrl-C.
     """
     output, seed = Path(output), seed_number(seed)
@@ -103,7 +105,9 @@ def _fit(
     batch_size = recipe.batch_size or min(128, len(source.images))
     # Every process takes its share of the batches, so a step uses up one batch per process.
     start = before * processes().num_processes
-    images = bytes_on_device(source.images, processes().device)
+    images = source.images
+    if isinstance(images, Tensor):
+        images = bytes_on_device(images, processes().device)
     batches = Batches(images, source.caption, batch_size, seed=seed, start=start)
     steps = train(
         recipe.model, batches, recipe.steps,

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 
 FEWEST = 40
 """Samples below which the distances have no error bars: 20 groups of 2."""
+KERNELS = 2**22
+"""So many numbers of a table of pairs are in memory at a time."""
 
 
 class Interval(NamedTuple):
@@ -177,6 +179,28 @@ def energy_test(
     return (1 + int(as_large.sum())) / (1 + permutations)
 
 
+@torch.no_grad()
+def features_of(x: Tensor, feature: nn.Module | None, batch_size: int = 64) -> Tensor:
+    """Features of samples, (n, F) float64, as all distances here take them.
+
+    Args:
+        x: samples (n, ...), or their features (n, F).
+        feature: takes batches of ``x`` as they are, gives (B, F); None for features.
+        batch_size: samples given to ``feature`` at a time.
+
+    Raises:
+        ValueError: what comes out is not (n, F).
+    """
+    if feature is not None:
+        was_training = feature.training
+        feature.eval()
+        x = torch.cat([feature(batch) for batch in x.split(batch_size)])
+        feature.train(was_training)
+    if x.ndim != 2:
+        raise ValueError(f"features of shape {tuple(x.shape)}: give (n, F), or a network as `feature`")
+    return x.double()
+
+
 def frechet_distance(
     x: Tensor,
     y: Tensor,
@@ -210,7 +234,7 @@ def frechet_distance(
     Warns:
         UserWarning: fewer samples than features; most of such a value is bias.
     """
-    x, y = _features(x, feature, batch_size), _features(y, feature, batch_size)
+    x, y = features_of(x, feature, batch_size), features_of(y, feature, batch_size)
     n, width = min(len(x), len(y)), x.shape[1]
     if n <= width:
         warnings.warn(f"a Fréchet distance of {n} samples in {width} dimensions", stacklevel=2)
@@ -236,7 +260,7 @@ def frechet_limit(
     Raises:
         ValueError: no more than twice as many samples as features: there is no line to follow yet.
     """
-    x, y = _features(x, feature, batch_size), _features(y, feature, batch_size)
+    x, y = features_of(x, feature, batch_size), features_of(y, feature, batch_size)
     n, width = min(len(x), len(y)), x.shape[1]
     if n <= 2 * width:
         raise ValueError(f"{n} samples in {width} dimensions: give more than {2 * width}")
@@ -295,11 +319,9 @@ def kernel_distance(
     estimated without bias, so it can come out slightly negative. Of the larger set as many samples
     are used as the smaller has. Arguments, result and errors as in :func:`frechet_distance`.
     """
-    from torchmetrics.image.kid import poly_mmd
-
-    x, y = _features(x, feature, batch_size), _features(y, feature, batch_size)
+    x, y = features_of(x, feature, batch_size), features_of(y, feature, batch_size)
     n = min(len(x), len(y))
-    return _jackknife(lambda x, y: float(poly_mmd(y, x)), x[:n], y[:n], groups, confidence)
+    return _jackknife(_squared_mmd, x[:n], y[:n], groups, confidence)
 
 
 class PRDC(NamedTuple):
@@ -335,7 +357,7 @@ def prdc(x: Tensor, y: Tensor, feature: nn.Module | None = None, *, k: int = 5, 
     Raises:
         ValueError: shapes do not fit, or a set has no more than k samples.
     """
-    x, y = _features(x, feature, batch_size), _features(y, feature, batch_size)
+    x, y = features_of(x, feature, batch_size), features_of(y, feature, batch_size)
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(f"{x.shape[1]} features against {y.shape[1]}: they must be of one kind")
     if not 1 <= k < min(len(x), len(y)):
@@ -360,19 +382,6 @@ class _Given(nn.Identity):
         self.num_features = num_features
 
 
-@torch.no_grad()
-def _features(x: Tensor, feature: nn.Module | None, batch_size: int) -> Tensor:
-    """(n, F) float64."""
-    if feature is not None:
-        was_training = feature.training
-        feature.eval()
-        x = torch.cat([feature(batch) for batch in x.split(batch_size)])
-        feature.train(was_training)
-    if x.ndim != 2:
-        raise ValueError(f"features of shape {tuple(x.shape)}: give (n, F), or a network as `feature`")
-    return x.double()
-
-
 def _frechet(x: Tensor) -> Callable[[Tensor, Tensor], float]:
     """The Fréchet distance of two sets of features like ``x``, as torchmetrics computes it."""
     # Imported where it is used: torchmetrics takes seconds to load.
@@ -387,6 +396,26 @@ def _frechet(x: Tensor) -> Callable[[Tensor, Tensor], float]:
         return float(metric.compute())
 
     return distance
+
+
+def _squared_mmd(x: Tensor, y: Tensor) -> float:
+    """The squared maximum mean discrepancy of features (n, F) each (Binkowski et al. 2018, eq. 4).
+
+    The kernels of all pairs, n² numbers, are summed a few rows at a time: whole they would fill the memory.
+    """
+    # Imported where it is used: torchmetrics takes seconds to load.
+    from torchmetrics.image.kid import poly_kernel
+
+    n = len(x)
+
+    def total(a: Tensor, b: Tensor) -> float:
+        return sum(float(poly_kernel(rows, b).sum()) for rows in a.split(max(1, KERNELS // n)))
+
+    def same(a: Tensor) -> float:  # k(a_i, a_i)
+        return float(((a.square().sum(1) / a.shape[1] + 1) ** 3).sum())
+
+    within = total(x, x) - same(x) + total(y, y) - same(y)
+    return within / (n * (n - 1)) - 2 * total(x, y) / n**2
 
 
 def _jackknife(

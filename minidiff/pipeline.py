@@ -3,8 +3,9 @@
 import math
 import reprlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -25,6 +26,9 @@ from minidiff.sounds import RATE, to_int16
 
 BATCH = 64
 """So many samples are drawn together, if nothing else is asked for."""
+PART = 64 * BATCH
+"""So many prompts are read together; of many more, the reading would take minutes, and memory, before the
+first sample."""
 
 
 class Images(NamedTuple):
@@ -302,16 +306,55 @@ def draw_many(
     seed, starts = seed_number(seed, number), range(0, number, BATCH)
     sounds = isinstance(pipe, TextToSound)
     name, store = ("num_sounds", to_int16) if sounds else ("num_images", to_bytes)
-    parts, before = [], pipe.progress
+    parts = []
+    with _one_bar(pipe, number, len(starts) * steps):
+        for start in starts:
+            few: dict[str, Any] = {name: min(BATCH, number - start), "batch_size": BATCH}
+            parts.append(store(pipe(prompt, seed=seed + start, steps=steps, **few, **how).tensors))
+    return torch.cat(parts)
+
+
+def draw_each(
+    pipe: TextToImage, prompts: Iterable[str], number: int, *, seed: int = 0, steps: int = 20, **how: Any
+) -> Iterator[Tensor]:
+    """One sample for each of many prompts, in parts of :data:`PART`, and with one bar for all.
+
+    They are those that ``pipe`` draws of all the prompts at once. But no prompt is asked for, and none read,
+    before the samples before its part have been handed over: so the first step is made at once, and what is
+    not kept of a part takes no memory.
+
+    Args:
+        pipe: what draws; its ``progress`` shows the bar.
+        prompts: at least ``number`` strings, made as they are asked for if they come from an iterator.
+        number: how many are drawn.
+        seed: of the first; the next has ``seed + 1``.
+        steps: sampling steps.
+        how: what else the pipeline takes.
+
+    Yields:
+        (at most PART, C, H, W) float32 in [-1, 1], or sounds (at most PART, 1, L), on the CPU.
+
+    Raises:
+        ValueError: as the pipeline does.
+    """
+    number, prompts = whole("number", number), iter(prompts)
+    seed = seed_number(seed, number)
+    with _one_bar(pipe, number, -(-number // BATCH) * steps):
+        for start in range(0, number, PART):
+            some = list(islice(prompts, min(PART, number - start)))
+            yield pipe(some, seed=seed + start, steps=steps, batch_size=BATCH, **how).tensors
+
+
+@contextmanager
+def _one_bar(pipe: TextToImage, number: int, total: int) -> Iterator[None]:
+    """One bar of ``total`` updates for all calls of the pipeline meanwhile."""
+    before = pipe.progress
     try:
-        with (before or _Silent)(total=len(starts) * steps, desc=_counted(pipe, number), unit="step") as bar:
+        with (before or _Silent)(total=total, desc=_counted(pipe, number), unit="step") as bar:
             pipe.progress = lambda **_: nullcontext(bar)
-            for start in starts:
-                few: dict[str, Any] = {name: min(BATCH, number - start), "batch_size": BATCH}
-                parts.append(store(pipe(prompt, seed=seed + start, steps=steps, **few, **how).tensors))
+            yield
     finally:
         pipe.progress = before
-    return torch.cat(parts)
 
 
 def _counted(pipe: TextToImage, number: int) -> str:

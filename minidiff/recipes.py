@@ -7,6 +7,7 @@ prompts, a reader that looks at pictures.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from minidiff.critters.scores import count_of, unknown_words
 from minidiff.data import Batches, captioned_folder, fashion_mnist
 from minidiff.data.fashion import CAPTIONS
 from minidiff.data.folder import FolderImages, folder_splits
+from minidiff.data.on_disk import OnDisk, part
 from minidiff.denoiser import Conditioning, Diffusion, UNet, WaveUNet
 from minidiff.evaluation import evaluate_images
 from minidiff.files import StrPath
@@ -53,16 +55,16 @@ class Source(NamedTuple):
     """What a recipe trains on.
 
     Attributes:
-        images: (N, C, H, W) uint8, or sounds (N, 1, L) int16.
+        images: (N, C, H, W) uint8, in memory or on the disk, or sounds (N, 1, L) int16.
         caption: caption of image i in an epoch, or a list of N captions.
-        held_back: brings images (M, C, H, W) uint8 and M captions that are not trained on; None if there
-            are none.
+        held_back: brings images (M, C, H, W) uint8, in memory or on the disk, and M captions that are not
+            trained on; None if there are none.
         notes: what the reader of the log should know, such as files that were skipped.
     """
 
-    images: Tensor
+    images: Tensor | OnDisk
     caption: Callable[[int, int], str] | Sequence[str]
-    held_back: Callable[[], tuple[Tensor, list[str]]] | None = None
+    held_back: Callable[[], tuple[Tensor | OnDisk, list[str]]] | None = None
     notes: Sequence[str] = ()
 
     def captions(self, n: int) -> list[str]:
@@ -87,6 +89,8 @@ class Options:
         width: channels of the U-Net's first level, a multiple of 32; None for the recipe's own.
         start: a model that is trained further, in place of a new one: weights, text encoder with the words it
             knows, shape, target and schedule are its own.
+        progress: shows how far the reading of a folder is, as
+            :func:`~minidiff.data.folder.captioned_folder` takes it; None for nothing.
     """
 
     size: Size | None = None
@@ -98,6 +102,7 @@ class Options:
     conditioning: Conditioning | None = None
     width: int | None = None
     start: Diffusion | None = None
+    progress: Callable[..., AbstractContextManager[Any]] | None = None
 
 
 @dataclass
@@ -410,9 +415,11 @@ def folder_recipe(folder: StrPath, options: Options) -> Recipe:
     shape = (3, *size)
 
     def read(split: str | None) -> FolderImages:
-        return captioned_folder(folder, size, split=split, caption_column=options.caption_column)
+        return captioned_folder(
+            folder, size, split=split, caption_column=options.caption_column, progress=options.progress
+        )
 
-    def test_split() -> tuple[Tensor, list[str]]:
+    def test_split() -> tuple[Tensor | OnDisk, list[str]]:
         found = read("test")
         return found.images, found.captions
 
@@ -426,7 +433,8 @@ def folder_recipe(folder: StrPath, options: Options) -> Recipe:
         back = torch.arange(len(images)) % HOLD_BACK == HOLD_BACK - 1
         kept, aside = ([c for c, b in zip(captions, back, strict=True) if b == x] for x in (0, 1))
         notes.append(f"{len(aside)} of {len(images)} pictures are held back, for evaluation")
-        return Source(images[~back], kept, lambda: (images[back], aside), notes)
+        held = part(images, back)  # not taken out when asked for: that would keep all of them
+        return Source(part(images, ~back), kept, lambda: (held, aside), notes)
 
     def build(recipe: Recipe) -> Diffusion:
         words = options.encoder or recipe.source.captions(len(recipe.source.images))

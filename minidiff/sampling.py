@@ -31,14 +31,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minidiff.checks import seed_number
+from minidiff.checks import seed_number, whole
 from minidiff.denoiser import Denoiser
 from minidiff.device import pick_device
 from minidiff.forward import TINY, NoiseLevel, posterior, posterior_std, transition
-from minidiff.schedule import Schedule
+from minidiff.schedule import MOST_LEVELS, Schedule
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """One generator for the whole batch, one per sample, or None for torch's global one."""
+FINER = 20
+"""So many times as many steps stand for the exact end when levels are fitted."""
+MOST_FITTED = MOST_LEVELS // FINER
+"""So many levels can be fitted at most; the search, one number a step, has long become hopeless."""
 
 
 class State(NamedTuple):
@@ -318,7 +322,7 @@ def fit_levels(
         denoise: ``(x_t, level) -> Prediction``, guided if it will be.
         x: (B, ...) samples at the first level, to fit on: some hundred points, or a dozen pictures.
         schedule: where the levels come from; its uniform spacing is the start.
-        n: steps of a run, at least 1.
+        n: steps of a run, 1 to :data:`MOST_FITTED`.
         sampler: takes ``(denoise, x, levels)``, and is not random.
         evaluations: runs of ``n`` steps that the search may take, about.
 
@@ -326,16 +330,18 @@ def fit_levels(
         Levels from ``schedule.levels(n)[0]`` to sigma = 0; of all that were tried, those that ended nearest.
 
     Raises:
-        ValueError: ``n`` or ``evaluations`` is smaller than 1, or the sampler refuses ``x`` or ``denoise``.
+        ValueError: ``n`` is no whole number from 1 to :data:`MOST_FITTED`, ``evaluations`` is smaller than 1,
+            or the sampler refuses ``x`` or ``denoise``.
     """
     from scipy.optimize import (
         minimize,
     )  # here: few ask for it, and importing the library stays as light as torch
 
+    n = whole("n", n, most=MOST_FITTED)
     if evaluations < 1:
         raise ValueError(f"evaluations = {evaluations}: the search needs at least 1 run")
     start = schedule.levels(n)
-    end = sample(adams(denoise, x, schedule.levels(max(20 * n, 100))))
+    end = sample(adams(denoise, x, schedule.levels(max(FINER * n, 100))))
     best = (math.inf, start)
 
     def error(logits: np.ndarray) -> float:

@@ -42,7 +42,7 @@ SLOW = (
     "test_assumptions.py", "test_bad_folders.py", "test_bad_input.py", "test_benchmarks_gpu.py",
     "test_cli.py", "test_cuda.py", "test_doctor.py", "test_examples.py",
     "test_exported_schedules.py", "test_guests.py", "test_import.py", "test_interop.py",
-    "test_likelihood.py", "test_progress.py", "test_start.py", "test_stopped_runs.py",
+    "test_likelihood.py", "test_on_disk.py", "test_progress.py", "test_start.py", "test_stopped_runs.py",
     "test_own_networks.py", "test_pipeline.py", "test_recipes.py", "test_resume.py", "test_sampling_exact.py",
     "test_scores.py", "test_studies.py", "test_tones_run.py", "test_tools.py", "test_training.py",
     "test_using.py",

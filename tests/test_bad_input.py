@@ -112,6 +112,13 @@ FUNCTIONS: dict[str, tuple[Callable[[], object], str]] = {
     # schedules and samplers
     "half a step": (lambda: md.Cosine().levels(2.5), "levels: n = 2.5: use a whole number"),
     "no step": (lambda: md.Cosine().levels(0), "levels: n = 0: use at least 1"),
+    "a million steps": (lambda: md.Cosine().levels(10**6), "levels: n = 1000000: use at most 100000"),
+    "a chain of 10^10": (lambda: md.Linear(steps=10**10), "steps = 10000000000: use at most 100000"),
+    "half a chain": (lambda: md.Linear(steps=2.5), "steps = 2.5: use a whole number"),  # type: ignore[arg-type]
+    "a table of 10^10": (
+        lambda: md.Cosine().to_diffusers("v", 10**10),
+        "steps = 10000000000: use at most 100000",
+    ),
     "a spacing unknown": (lambda: md.Cosine().levels(4, "log"), "unknown spacing 'log'"),
     "a time beyond": (lambda: md.Cosine()(1.5), "t = 1.5 is outside [0, 1]"),
     "half a seed": (lambda: md.generators(1.5, 2), "seed = 1.5: use a whole number"),
@@ -218,7 +225,15 @@ OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {
         ("sample", "a cat", "--scale", 10**6),
         "at --scale 1000000 is more than one file can hold",
     ),
-    "10^8 steps": (("sample", "a cat", "--steps", 10**8), "levels: n = 100000000: use at most 1000000"),
+    "10^8 steps": (("sample", "a cat", "--steps", 10**8), "levels: n = 100000000: use at most 100000"),
+    "10^9 drawings": (
+        (*HERE, "--images", 10**9),
+        "1,000,000,000 pictures take 12,288 GB, more than the memory",
+    ),
+    "10^9 sounds": (
+        ("train", "tones", "-o", "run", "--images", 10**9),
+        "1,000,000,000 sounds take 16,384 GB, more than the memory there is: use at most",
+    ),
     "no ending": (("sample", "a cat", "-o", "cat"), "--output cat: no ending is no image format; use .png"),
     "a text file": (
         ("sample", "a cat", "-o", "cat.txt"),
@@ -319,6 +334,7 @@ def test_option(fault, tmp_path, monkeypatch, capsys):
         (*HERE, "--images", "1"),
         ("evaluate", "critters", "--prompts", "1"),
         ("doctor", "critters", "--samples", "1"),
+        ("doctor", "critters", "--samples", "1000000"),
         ("magic",),
     ],
 )

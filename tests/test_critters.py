@@ -353,6 +353,14 @@ def test_rendering_agrees_with_items_for_any_number_of_workers(length):
         assert torch.equal(one.images[i].float() / 127.5 - 1, data[i][0])
 
 
+@pytest.mark.parametrize("rows", [range(0), range(3, 4), range(20, 150), range(137)])
+def test_some_rows_are_those_of_all(rows):
+    data = Critters(150, size=32)
+    assert torch.equal(data.images(2, rows), data.images()[rows.start : rows.stop])
+    with pytest.raises(IndexError, match="item 150 is outside"):
+        data.images(1, range(149, 151))
+
+
 def test_rendering_works_in_a_script_without_a_main_guard():
     script = (
         "from minidiff.critters import Critters\n"

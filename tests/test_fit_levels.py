@@ -88,5 +88,7 @@ def test_bad_arguments_are_named():
     x = noise_of(oracle, 4, 0)
     with pytest.raises(ValueError, match="evaluations = 0"):
         md.fit_levels(oracle.denoise, x, COSINE, 3, evaluations=0)
-    with pytest.raises(ValueError, match="levels: n = 0"):
+    with pytest.raises(ValueError, match="n = 0: use at least 1"):
         md.fit_levels(oracle.denoise, x, COSINE, 0)
+    with pytest.raises(ValueError, match="n = 5001: use at most 5000"):  # 20 times as many stand for the end
+        md.fit_levels(oracle.denoise, x, COSINE, 5001)

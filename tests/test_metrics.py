@@ -6,7 +6,9 @@ import pytest
 import torch
 from scipy import linalg, stats
 from torch import Tensor, nn
+from torchmetrics.image.kid import poly_mmd
 
+from minidiff import metrics
 from minidiff.metrics import (
     Interval,
     _student_quantile,
@@ -121,6 +123,18 @@ def test_frechet_distance_warns_of_too_few_samples() -> None:
         result = frechet_distance(torch.randn(50, 60), torch.randn(80, 60), groups=5)
     assert result.n == 50
     assert result.value > 10, "the truth is 0: such a number says nothing, which is why it warns"
+
+
+@pytest.mark.parametrize("kernels", [1, 300, 10**6])
+def test_kernel_distance_a_few_rows_at_a_time_is_that_of_all(monkeypatch, kernels) -> None:
+    """As torchmetrics has it of the whole table, which of 50,000 samples takes 20 GB."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(50, 3, generator=g), torch.randn(60, 3, generator=g) + 1
+    monkeypatch.setattr(metrics, "KERNELS", kernels)
+    found = kernel_distance(x, y, groups=5)
+    whole = float(poly_mmd(y[:50].double(), x.double()))
+    assert found.value == pytest.approx(whole, rel=1e-12)
+    assert found.low < whole < found.high
 
 
 def test_kernel_distance_of_gaussians() -> None:

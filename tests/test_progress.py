@@ -198,14 +198,74 @@ def test_what_is_refused_shows_no_bar(model, monkeypatch, capsys, tmp_path):
     assert screen.getvalue() == "minidiff: rescale = 2 is a share: give it in [0, 1]\n"
 
 
-def test_evaluate_shows_bars_and_names_memory(monkeypatch, capsys):
+def test_prompts_are_asked_for_as_they_are_drawn(monkeypatch):
+    """Of a million, the first part is drawn before the second is written or read."""
+    monkeypatch.setattr(md.pipeline, "BATCH", 2)
+    monkeypatch.setattr(md.pipeline, "PART", 4)
+    asked, read, bars = [], [], []
+    ids = md.Diffusion.ids
+
+    def spy(self, values):
+        read.append(len(values))
+        return ids(self, values)
+
+    @contextmanager
+    def bar(**options):
+        bars.append(options)
+        yield type("Bar", (), {"update": lambda self: None})()
+
+    def prompts():
+        for i in range(10**6):
+            asked.append(i)
+            yield ("Hat", "a cat", "two black dogs")[i % 3]
+
+    whole = pipe()(["Hat", "a cat", "two black dogs"] * 4, steps=2, seed=4, batch_size=2).tensors
+    monkeypatch.setattr(md.Diffusion, "ids", spy)
+    drawing = md.TextToImage(pipe().model)
+    drawing.progress = bar
+    parts = md.pipeline.draw_each(drawing, prompts(), 10, seed=4, steps=2)
+    first = next(parts)
+    assert (len(first), len(asked), read) == (4, 4, [4])
+    rest = list(parts)
+    assert (len(asked), read) == (10, [4, 4, 2])
+    assert bars == [{"total": 10, "desc": "10 images", "unit": "step"}]
+    assert drawing.progress is bar
+    torch.testing.assert_close(torch.cat([first, *rest]), whole[:10], rtol=0, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:a Fréchet distance of 40 samples")
+def test_scores_of_many_prompts_are_those_of_parts(monkeypatch):
+    """And of a million prompts the first is drawn at once, as those of `sample` are."""
+    text = md.TextEncoder.from_captions([*md.critters.vocabulary(), ","], dim=32, layers=1)
+    net = perturbed(md.UNet(width=32, multipliers=(1,), attention=(0,), patch=4, condition_dim=32)).float()
+    model = md.Diffusion(net, md.Cosine(), "x0", text, shape=(3, 64, 64)).eval()
+    monkeypatch.setattr("minidiff.critters.scores.reader_accuracy", lambda *_, **__: {"animal and hat": None})
+    how = {"prompts": 40, "steps": 1}
+    whole = md.critters.evaluate(md.TextToImage(model), **how)
+    monkeypatch.setattr(md.pipeline, "PART", 16)
+    parts = md.critters.evaluate(md.TextToImage(model), **how)
+    assert list(parts) == list(whole)
+    for name, score in whole.items():
+        if score is not None:
+            assert parts[name][:4] == pytest.approx(score[:4], rel=1e-3, abs=1e-3), name
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, prompts, **how):
+        raise Stop(len(prompts))
+
+    monkeypatch.setattr(md.TextToImage, "__call__", stop)
+    with pytest.raises(Stop, match="^16$"):
+        md.critters.evaluate(md.TextToImage(model), prompts=10**9)
+
+
+def test_evaluate_shows_bars(monkeypatch, capsys):
     screen = terminal(monkeypatch)
-    monkeypatch.setattr(cli, "MOST_MEMORY", 10**5)
     monkeypatch.setattr("minidiff.critters.scores.reader_accuracy", lambda *_, **__: {"animal and hat": None})
     code, out, _ = run(monkeypatch, capsys, "evaluate", "critters", "--prompts", "2", "--steps", "1")
     assert code == 0
-    memory, seen, held_out, _ = screen.getvalue().split("\n")
-    assert memory == "--prompts 2: the samples take up to 0 GB of memory"
+    seen, held_out, _ = screen.getvalue().split("\n")
     assert "2 images: 100%" in seen
     assert "2 images: 100%" in held_out
     assert "images" not in out
@@ -228,7 +288,10 @@ def test_the_bar_counts_from_where_a_resumed_run_begins(monkeypatch, capsys, tmp
     for options in (["--steps", "2"], ["--steps", "3", "--resume"]):
         call = ("train", str(tmp_path / "data"), "-o", str(tmp_path / "run"), "--size", "16", "--width", "32")
         assert run(monkeypatch, capsys, *call, *options)[0] == 0, screen.getvalue()
-    assert [(bar.initial, bar.n) for bar in bars] == [(0, 2), (2, 3)]
+    steps = [bar for bar in bars if bar.unit == "step"]
+    assert [(bar.initial, bar.n) for bar in steps] == [(0, 2), (2, 3)]
+    pictures = [bar for bar in bars if bar.unit == "picture"]
+    assert [(bar.desc, bar.n) for bar in pictures] == [("2 pictures", 2)] * 2
 
 
 def test_the_loss_in_the_bar_is_a_weighted_mean():

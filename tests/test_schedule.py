@@ -296,6 +296,27 @@ def test_every_spacing_falls_from_noise_to_data(name, spacing, n):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("spacing", ["uniform", "log_snr"])
+def test_the_schedule_is_asked_for_all_levels_at_once(name, spacing, monkeypatch):
+    """One by one a hundred thousand levels took seconds, of a shifted schedule minutes."""
+    asked = []
+    kind = type(SCHEDULES[name])
+    coefficients = kind.coefficients
+
+    def spy(self, t):
+        asked.append(t.numel())
+        return coefficients(self, t)
+
+    monkeypatch.setattr(kind, "coefficients", spy)
+    counts = []
+    for n in (10, 1000):
+        asked.clear()
+        assert len(SCHEDULES[name].levels(n, spacing)) == n + 1
+        counts.append(len(asked))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_log_snr_spacing_is_even_in_log_snr(name):
     log_snr = torch.stack([level.log_snr for level in SCHEDULES[name].levels(12, "log_snr")[:-1]])
     torch.testing.assert_close(log_snr.diff(), log_snr.diff().mean().expand(11))

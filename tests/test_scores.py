@@ -194,7 +194,7 @@ def test_who_draws_what_is_asked_for_scores_full_marks(few_renders):
             wanted.append(Scene(*(Critter(**s, background=background) for s in said), relation))
         return SimpleNamespace(tensors=renders(wanted))
 
-    oracle.model = untrained(critters.vocabulary(2))
+    oracle.model, oracle.progress, oracle.axes = untrained(critters.vocabulary(2)), None, 3
     scores = critters.evaluate(oracle, 2, prompts=64)
     names = ("objects", "count", "colours", "position", "binding", "full scene")
     expected = [f"{split}: {name}" for split in ("seen", "held-out") for name in names]

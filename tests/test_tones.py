@@ -45,6 +45,7 @@ def test_items_depend_on_seed_and_number_alone():
     assert wave.shape == (1, SAMPLES)
     assert wave.dtype == torch.float32
     torch.testing.assert_close(from_int16(Tones(9, seed=3).waves()[7]), wave, atol=2e-5, rtol=0)
+    assert torch.equal(data.waves(range(5, 9)), data.waves()[5:9])
     assert len({data.caption(7, epoch) for epoch in range(20)}) > 1
     with pytest.raises(IndexError, match="item 50 is outside a data set of 50"):
         data[50]
@@ -208,6 +209,8 @@ def test_a_model_that_plays_renders_has_full_scores():
     assert len(ATTRIBUTES) == 4
 
     class Renders:
+        progress, axes = None, 2
+
         def __call__(self, texts, **how):
             waves = [played(read(text), seed) for seed, text in enumerate(texts)]
             return type("Played", (), {"tensors": torch.cat(waves)})

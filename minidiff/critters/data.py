@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from minidiff.critters.captions import caption, negative_caption
 from minidiff.critters.drawing import check_size, draw
 from minidiff.critters.scene import EXCHANGES, Scene, Shown, Split, check_split, sample_critter, sample_scene
+from minidiff.device import check_memory
 
 
 class Rendering(NamedTuple):
@@ -94,25 +95,30 @@ class Critters(Dataset[tuple[Tensor, str]]):
         """Picture ``index`` as a PIL image."""
         return draw(self.scene(index), self.size, self.chance(index, "picture"))
 
-    def images(self, workers: int | None = None) -> Tensor:
-        """Draw all pictures, with several processes where the system can fork (not on macOS).
+    def images(self, workers: int | None = None, rows: range | None = None) -> Tensor:
+        """Draw all pictures, or some, with several processes where the system can fork (not on macOS).
 
         Args:
             workers: number of processes; None means one per usable core. The result does not depend
                 on it.
+            rows: which, in steps of 1; None for all.
 
         Returns:
             The pictures as bytes, (N, 3, size, size) uint8. Indexing gives ``images / 127.5 - 1``.
 
         Raises:
-            ValueError: ``workers`` is below 1.
+            ValueError: ``workers`` is below 1, or there is not as much memory.
+            IndexError: a row is outside the data set.
             RuntimeError: a process died.
         """
         workers = _usable_cores() if workers is None else workers
         if workers < 1:
             raise ValueError(f"workers {workers} is too few: use 1 or more, or None")
-        pixels = np.empty((self.length, 3, self.size, self.size), np.uint8)
-        parts = [range(start, min(start + 100, self.length)) for start in range(0, self.length, 100)]
+        rows = range(self.length) if rows is None else rows
+        check_memory("pictures", len(rows), 3 * self.size**2)
+        pixels = np.empty((len(rows), 3, self.size, self.size), np.uint8)
+        starts = range(0, len(rows), 100)
+        parts = [rows[start : start + 100] for start in starts]
         with warnings.catch_warnings(), ExitStack() as stack:
             # Python 3.12 warns that forking a process with threads may deadlock. Here the children
             # only run Pillow and NumPy without BLAS, which wait for no lock of the parent's.
@@ -121,8 +127,8 @@ class Critters(Dataset[tuple[Tensor, str]]):
             if workers > 1 and _can_fork():
                 pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
                 drawn = stack.enter_context(pool).map(self._pixels, parts)
-            for part, some in zip(parts, drawn, strict=True):
-                pixels[part.start : part.stop] = some
+            for start, some in zip(starts, drawn, strict=True):
+                pixels[start : start + len(some)] = some
         return torch.from_numpy(pixels)
 
     def render(self, workers: int | None = None) -> Rendering:

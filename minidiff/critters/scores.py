@@ -1,8 +1,9 @@
 """How well does a model of critters follow its prompts? Scored exactly, by the attribute reader."""
 
+import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from minidiff.critters.captions import prompt, vocabulary
 from minidiff.critters.data import Critters
 from minidiff.critters.reader import READERS, AttributeReader
 from minidiff.critters.scene import Shown, Split
-from minidiff.metrics import FEWEST, Interval, frechet_distance, kernel_distance, proportion
+from minidiff.metrics import FEWEST, Interval, features_of, frechet_distance, kernel_distance, proportion
 from minidiff.pixels import from_bytes
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def evaluate(
     Args:
         pipe: the model.
         count: critters in a picture, 1 or 2.
-        prompts: prompts per split, one image each.
+        prompts: prompts per split, one image each. They are made, read and drawn in parts, and of a part only
+            what the reader sees in it is kept: the first step is made at once, however many there are.
         steps: sampling steps.
         guidance: guidance scale.
         sampler: name of the sampler.
@@ -65,29 +67,46 @@ def evaluate(
     if missing := unknown_words(pipe.model, vocabulary(count)):
         name = "critters" if count == 1 else "critters-duo"
         raise ValueError(f"not a {name} model: it does not know the word {missing[0]!r}")
+    from minidiff.pipeline import PART, draw_each  # whoever draws or trains needs none of what it brings
+
     reader = AttributeReader.from_pretrained(READERS[count]) if reader is None else reader
+    scores: dict[str, Interval] = {}
+    found: list[Tensor] = []  # features of the samples of seen pairs
+    size = 0
+    for name, split in SPLITS:
+        texts = (text for _, text in _asked(count, split, seed))
+        read: list[dict[str, str]] = []
+        # Of a part of the samples only what the reader says of them is kept.
+        for part in draw_each(
+            pipe, texts, prompts, steps=steps, guidance=guidance, sampler=sampler, seed=seed
+        ):
+            read += reader.read(part)
+            size = part.shape[-1]
+            if split == "train" and prompts >= FEWEST:
+                found.append(features_of(part, reader))
+        expected = [scene.words(shown) for shown, _ in itertools.islice(_asked(count, split, seed), prompts)]
+        shares = shares_of_one if count == 1 else shares_of_two
+        scores |= {f"{name}: {what}": score for what, score in shares(read, expected).items()}
+    whole = "animal and hat" if count == 1 else "full scene"
+    scores[f"reader on renders: {whole}"] = reader_accuracy(reader, size=size)[whole]
+    if prompts >= FEWEST:
+        data = Critters(prompts, size, "train", seed=2**31 + seed, count=count)
+        rows = (range(start, min(start + PART, prompts)) for start in range(0, prompts, PART))
+        real = torch.cat([features_of(from_bytes(data.images(rows=some)), reader) for some in rows])
+        for what, distance in (("Fréchet", frechet_distance), ("kernel", kernel_distance)):
+            scores[f"{what} distance, reader features"] = distance(torch.cat(found), real)
+    return scores
+
+
+def _asked(count: int, split: Split, seed: int) -> Iterator[tuple[Shown, str]]:
+    """What :func:`evaluate` asks for, without end: what is to be shown, and the prompt that says so."""
     random_one: Callable[[random.Random, Split], Shown] = (
         scene.sample_critter if count == 1 else scene.sample_scene
     )
-    scores: dict[str, Interval] = {}
-    drawn: dict[str, Tensor] = {}
-    for name, split in SPLITS:
-        rng = random.Random(f"evaluate {'' if count == 1 else 'duo '}{seed} {split}")
-        expected = [random_one(rng, split) for _ in range(prompts)]
-        attributes = [tuple(scene.ATTRIBUTES) if count == 1 and i % 2 else None for i in range(prompts)]
-        texts = [prompt(e, stated) for e, stated in zip(expected, attributes, strict=True)]
-        drawn[name] = pipe(texts, steps=steps, guidance=guidance, sampler=sampler, seed=seed).tensors
-        shares = shares_of_one if count == 1 else shares_of_two
-        found = shares(reader.read(drawn[name]), [scene.words(e) for e in expected])
-        scores |= {f"{name}: {what}": score for what, score in found.items()}
-    size, whole = drawn["seen"].shape[-1], "animal and hat" if count == 1 else "full scene"
-    scores[f"reader on renders: {whole}"] = reader_accuracy(reader, size=size)[whole]
-    if prompts >= FEWEST:
-        real = Critters(prompts, size, "train", seed=2**31 + seed, count=count).images()
-        for what, distance in (("Fréchet", frechet_distance), ("kernel", kernel_distance)):
-            score = distance(drawn["seen"], from_bytes(real), reader)
-            scores[f"{what} distance, reader features"] = score
-    return scores
+    rng = random.Random(f"evaluate {'' if count == 1 else 'duo '}{seed} {split}")
+    for i in itertools.count():
+        shown = random_one(rng, split)
+        yield shown, prompt(shown, tuple(scene.ATTRIBUTES) if count == 1 and i % 2 else None)
 
 
 def accuracy(

@@ -1,5 +1,5 @@
-"""Data: points, Fashion-MNIST, and any folder of captioned images; :class:`Batches` of what is in
-memory."""
+"""Data: points, Fashion-MNIST, and any folder of captioned images, in memory or on the disk; :class:`Batches`
+of them."""
 
 from minidiff.data import points
 from minidiff.data.batches import Batches

@@ -1,4 +1,4 @@
-"""Endless, repeatable batches from captioned images held in memory."""
+"""Endless, repeatable batches from captioned images, held in memory or read as they are needed."""
 
 import itertools
 import sys
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from minidiff.checks import seed_number, whole
+from minidiff.data.on_disk import OnDisk
 from minidiff.pixels import from_bytes
 
 
@@ -22,8 +23,8 @@ class Batches:
     Every image comes up once per epoch; what does not fill a batch waits for the next epoch's shuffle.
 
     Args:
-        images: (N, C, H, W) uint8, or sounds (N, 1, L) int16; kept as they are, turned into floats batch by
-            batch.
+        images: (N, C, H, W) uint8, in memory or on the disk, or sounds (N, 1, L) int16; kept as they are,
+            turned into floats batch by batch.
         caption: caption of image i in an epoch, ``caption(i, epoch)``, or a list of N captions (or labels,
             or what else goes with an image).
         batch_size: images per batch, at most N.
@@ -42,7 +43,7 @@ class Batches:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | OnDisk,
         caption: Callable[[int, int], Any] | Sequence[Any],
         batch_size: int,
         *,
@@ -77,21 +78,26 @@ class Batches:
     def ahead(
         self, read: Callable[[list[Any]], Any], numbers: Iterable[int], workers: int = 4
     ) -> Iterator[tuple[Tensor, Any]]:
-        """The batches of these numbers, counted from ``start``, with captions that other processes have read
-        while the caller was busy; images come from where they are.
+        """The batches of these numbers, counted from ``start``, with captions, and pictures on the disk, that
+        other processes have read while the caller was busy; images in memory come from where they are.
 
         Args:
             read: what to make of the captions of a batch, such as ``model.ids``.
             numbers: which batches, in this order.
             workers: processes, where the system can fork; else, or with 0, it is done in this one.
+
+        Raises:
+            OSError: a picture on the disk cannot be read any more.
         """
         fork = workers > 0 and sys.platform == "linux"
         loader = DataLoader(
             _Read(self, read), batch_size=None, sampler=numbers,
             num_workers=workers if fork else 0, multiprocessing_context="fork" if fork else None,
         )  # fmt: skip
-        for rows, values in loader:
-            yield from_bytes(self.images[rows]), values
+        for found, values in loader:
+            if isinstance(found, OSError):  # as it is: the loader would wrap it in a traceback
+                raise found
+            yield from_bytes(self.images[found] if isinstance(self.images, Tensor) else found), values
 
 
 def _entry(captions: Sequence[Any], index: int, epoch: int) -> Any:
@@ -102,12 +108,17 @@ def _nothing(index: int, epoch: int) -> str:
     return ""
 
 
-class _Read(Dataset[tuple[Tensor, Any]]):
-    """Item k: which images are in batch k, and what was read of their captions."""
+class _Read(Dataset[tuple[Tensor | OSError, Any]]):
+    """Item k: which images are in batch k, or the images themselves if they are on the disk, or why they
+    cannot be read; and what was read of their captions."""
 
     def __init__(self, batches: Batches, read: Callable[[list[Any]], Any]):
         self.batches, self.read = batches, read
 
-    def __getitem__(self, k: int) -> tuple[Tensor, Any]:
+    def __getitem__(self, k: int) -> tuple[Tensor | OSError, Any]:
         rows, captions = self.batches.number(self.batches.start + k)
-        return rows, self.read(captions)
+        images = self.batches.images
+        try:
+            return rows if isinstance(images, Tensor) else images[rows], self.read(captions)
+        except OSError as error:
+            return error, None

@@ -10,6 +10,10 @@ Where the captions are, in the order in which they are looked for:
 What leaves the folder is not read: ``../cat.png``, an absolute name, a link to elsewhere. Transparent pixels
 show white, 16-bit grey is scaled, pictures are turned as their camera says, of an animation the first counts.
 
+Pictures are scaled and held in memory. If they would take more than a quarter of it, they stay where they are
+and are read again whenever they are needed (:class:`~minidiff.data.on_disk.OnDisk`): a run is the same, only
+slower.
+
 Folders ``train`` and ``test`` (and ``validation``), with nothing else beside them but a metadata file, are
 splits. Each has its own captions, or one file above them names ``train/cat.png``.
 """
@@ -21,7 +25,9 @@ import math
 import os
 import reprlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +37,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from minidiff.checks import Size, sides
+from minidiff.data.on_disk import OnDisk
+from minidiff.device import memory, processes_here
 from minidiff.files import StrPath, first_line
 
 SPLITS = ("train", "validation", "test")
@@ -46,13 +54,14 @@ class FolderImages(NamedTuple):
     """What was found in a folder.
 
     Attributes:
-        images: (N, 3, H, W) uint8; grey pictures have three equal channels.
+        images: (N, 3, H, W) uint8, or what stands for it where it would be too large; grey pictures have
+            three equal channels.
         captions: N strings; "" where the metadata say ``null``, ``NaN`` or nothing.
         skipped: file name and reason for each picture that could not be read.
         uncaptioned: names of the pictures that no caption belongs to; they are left out.
     """
 
-    images: Tensor
+    images: Tensor | OnDisk
     captions: list[str]
     skipped: list[tuple[str, str]]
     uncaptioned: list[str]
@@ -64,14 +73,25 @@ class FolderImages(NamedTuple):
         if self.uncaptioned:
             some = ", ".join(self.uncaptioned[:3]) + (", ..." if len(self.uncaptioned) > 3 else "")
             lines.append(f"left out {len(self.uncaptioned)} pictures without a caption: {some}")
+        if isinstance(self.images, OnDisk):
+            size = f"{self.images.nbytes / 1e9:,.1f} GB"
+            lines.append(f"in memory the pictures would take {size}: they are read as they are needed")
         return lines
 
 
 def captioned_folder(
-    folder: StrPath, size: Size = 64, *, split: str | None = None, caption_column: str | None = None
+    folder: StrPath,
+    size: Size = 64,
+    *,
+    split: str | None = None,
+    caption_column: str | None = None,
+    most_bytes: int | None = None,
+    progress: Callable[..., AbstractContextManager[Any]] | None = None,
 ) -> FolderImages:
     """Pictures and captions of a folder, see above. Of each picture the largest part in its middle that has
     the form of ``size``, a square or another rectangle, is scaled to it.
+
+    All pictures are read once, to know which can be: the others are left out.
 
     Args:
         folder: where the pictures are.
@@ -79,6 +99,10 @@ def captioned_folder(
         split: one of :func:`folder_splits`; None for the training split, or for all of a folder without
             splits.
         caption_column: column of the metadata that holds the captions; None for one of :data:`COLUMNS`.
+        most_bytes: more than so many of pictures stay on the disk; None for a quarter of the memory there is,
+            shared with the other processes of a run.
+        progress: shows how far it is, as :attr:`TextToImage.progress
+            <minidiff.pipeline.TextToImage.progress>` does; None for nothing.
 
     Raises:
         FileNotFoundError: no folder, no such split, or no captions in it.
@@ -94,22 +118,38 @@ def captioned_folder(
         raise FileNotFoundError(f"{folder} has no split {split!r}: it has {splits or 'none'}")
     root = folder / (split or "train") if splits else folder
     rows = _captions(folder, root, caption_column)
-    images, captions, skipped = [], [], []
+    shape, read = (3, height, width), partial(_read_cut, size=(width, height))
+    most_bytes = memory() // 4 // processes_here() if most_bytes is None else most_bytes
+    fits = len(rows) * math.prod(shape) <= most_bytes
+    held = torch.empty(len(rows) if fits else 0, *shape, dtype=torch.uint8)
+    files, captions, skipped = [], [], []
     inside = folder.resolve()
-    for path, text in rows.items():
-        try:
-            if not path.resolve().is_relative_to(inside):
-                raise ValueError("a link that leaves the folder: copy the picture into it")
-            cut = ImageOps.fit(read_picture(path), (width, height), Image.Resampling.LANCZOS)
-        except Exception as error:  # Pillow raises many kinds
-            skipped.append((path.relative_to(root).as_posix(), first_line(error)))
-            continue
-        images.append(torch.from_numpy(np.array(cut)).permute(2, 0, 1))
-        captions.append(text)
-    if not images:
+    shown = nullcontext() if progress is None else progress(total=len(rows), desc=f"{len(rows):,} pictures")
+    with shown as bar:
+        for path, text in rows.items():
+            try:
+                if not path.resolve().is_relative_to(inside):
+                    raise ValueError("a link that leaves the folder: copy the picture into it")
+                picture = read(path)
+            except Exception as error:  # Pillow raises many kinds
+                skipped.append((path.relative_to(root).as_posix(), first_line(error)))
+            else:
+                if fits:
+                    held[len(files)] = picture
+                files.append(path)
+                captions.append(text)
+            if bar is not None:
+                bar.update()
+    if not files:
         raise ValueError(f"{root}: not one of {len(rows)} pictures could be read, e.g. {skipped[0][1]}")
     left = [path.relative_to(root).as_posix() for path in _pictures(root) if path not in rows]
-    return FolderImages(torch.stack(images), captions, skipped, left)
+    return FolderImages(held[: len(files)] if fits else OnDisk(files, read, shape), captions, skipped, left)
+
+
+def _read_cut(path: Path, size: tuple[int, int]) -> Tensor:
+    """A picture, scaled and cut to (width, height), as (3, height, width) uint8."""
+    cut = ImageOps.fit(read_picture(path), size, Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
 
 
 def read_picture(path: StrPath) -> Image.Image:

@@ -14,10 +14,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 UNKNOWN, PAD, END = "[UNK]", "[PAD]", "[END]"
+WITHOUT_SPACES = ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
+"""Scripts that put no space between words, by their names in Unicode: of them each sign is a token. A whole
+sentence would pass for one word else, and no other sentence would hold it again."""
+LONG_VOWEL = "\u30fc"
+"""Of Katakana and Hiragana: it belongs to both, so that Unicode counts it to neither."""
 
 
 def word_tokenizer(captions: Iterable[str], max_length: int, *, end: bool = False) -> PreTrainedTokenizerFast:
     """A tokenizer with one token per word or sign of the captions, in order of the alphabet.
+
+    Words end at a space or a sign that is no letter. Of :data:`WITHOUT_SPACES` each letter is a token of its
+    own, together with the vowels and tones that are written above or below it: Chinese, Japanese and Thai are
+    read sign by sign.
 
     Args:
         captions: text that contains every word to be known; capitals do not count.
@@ -28,8 +37,13 @@ def word_tokenizer(captions: Iterable[str], max_length: int, *, end: bool = Fals
         ValueError: the captions hold no word.
     """
     normalizer = normalizers.Lowercase()
+    letter = "".join(rf"\p{{{script}}}" for script in WITHOUT_SPACES) + LONG_VOWEL
     splitter = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[^\w]"), "isolated")]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(Regex(r"[^\w]"), "isolated"),
+            pre_tokenizers.Split(Regex(rf"[{letter}]\p{{M}}*"), "isolated"),
+        ]
     )
     words = {
         word

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from minidiff.device import check_memory
 from minidiff.sounds import to_int16
 from minidiff.tones.captions import caption
 from minidiff.tones.sound import SAMPLES, Sound, Split, check_split, sample_sound
@@ -50,11 +51,18 @@ class Tones(Dataset[tuple[Tensor, str]]):
         """A true caption of sound ``index``, worded anew in each epoch."""
         return caption(self.sound(index), self.chance(index, f"caption {epoch}"))
 
-    def waves(self) -> Tensor:
-        """All sounds, (N, 1, 8192) int16, as a .wav file has them."""
-        waves = np.empty((self.length, 1, SAMPLES), np.int16)
-        for index in range(self.length):
-            waves[index] = to_int16(self[index][0]).numpy()
+    def waves(self, rows: range | None = None) -> Tensor:
+        """All sounds, or those of some rows, (N, 1, 8192) int16, as a .wav file has them.
+
+        Raises:
+            IndexError: a row is outside the data set.
+            ValueError: there is not as much memory.
+        """
+        rows = range(self.length) if rows is None else rows
+        check_memory("sounds", len(rows), 2 * SAMPLES)
+        waves = np.empty((len(rows), 1, SAMPLES), np.int16)
+        for place, index in enumerate(rows):
+            waves[place] = to_int16(self[index][0]).numpy()
         return torch.from_numpy(waves)
 
     def chance(self, index: int, purpose: str) -> random.Random:

@@ -1,7 +1,8 @@
 """How well a model plays what it is asked for."""
 
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,7 +38,8 @@ def evaluate(
 
     Args:
         pipe: the model.
-        prompts: prompts per split, one sound each.
+        prompts: prompts per split, one sound each; they are made, read and played in parts, of which only
+            what is heard is kept.
         steps: sampling steps.
         guidance: guidance scale.
         sampler: name of the sampler.
@@ -48,21 +50,39 @@ def evaluate(
         others; and the Fréchet distance of the :func:`~minidiff.tones.hearing.log_spectrum` of seen samples
         to that of as many renders, beside the distance of renders to other renders.
     """
+    from minidiff.pipeline import PART, draw_each  # whoever plays or trains needs none of what it brings
+
     scores: dict[str, Interval] = {}
-    played: dict[str, Tensor] = {}
+    spectra: list[Tensor] = []  # of the samples of seen successions
     for name, split in SPLITS:
-        rng = random.Random(f"evaluate tones {seed} {split}")
-        expected = [sample_sound(rng, split) for _ in range(prompts)]
-        texts = [prompt(sound) for sound in expected]
-        played[name] = pipe(texts, steps=steps, guidance=guidance, sampler=sampler, seed=seed).tensors
-        found = shares(hear(played[name]), expected)
-        scores |= {f"{name}: {what}": score for what, score in found.items()}
+        texts = (prompt(sound) for sound in _asked(split, seed))
+        heard: list[Sequence[Heard]] = []
+        # Of a part of the samples only what is heard in them is kept.
+        for part in draw_each(
+            pipe, texts, prompts, steps=steps, guidance=guidance, sampler=sampler, seed=seed
+        ):
+            heard += hear(part)
+            if split == "train":
+                spectra.append(log_spectrum(part))
+        expected = list(itertools.islice(_asked(split, seed), prompts))
+        scores |= {f"{name}: {what}": score for what, score in shares(heard, expected).items()}
     scores |= {f"renders: {what}": score for what, score in hearing_accuracy().items()}
     if prompts >= FEWEST:
-        real, other = (log_spectrum(from_int16(Tones(prompts, seed=FRESH + i).waves())) for i in (1, 2))
-        scores["spectral distance, samples to renders"] = frechet_distance(log_spectrum(played["seen"]), real)
+        rows = [range(start, min(start + PART, prompts)) for start in range(0, prompts, PART)]
+        real, other = (
+            torch.cat([log_spectrum(from_int16(data.waves(some))) for some in rows])
+            for data in (Tones(prompts, seed=FRESH + i) for i in (1, 2))
+        )
+        scores["spectral distance, samples to renders"] = frechet_distance(torch.cat(spectra), real)
         scores["spectral distance, renders to renders"] = frechet_distance(other, real)
     return scores
+
+
+def _asked(split: Split, seed: int) -> Iterator[Sound]:
+    """What :func:`evaluate` asks for, without end."""
+    rng = random.Random(f"evaluate tones {seed} {split}")
+    while True:
+        yield sample_sound(rng, split)
 
 
 def shares(heard: Sequence[Sequence[Heard]], expected: Sequence[Sound]) -> dict[str, Interval]:
