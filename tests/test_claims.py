@@ -23,7 +23,7 @@ NO_CLAIMS = LISTED["no_claim"]
 DONE = LISTED["chapters"]
 EVERY = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 REASONS = {"setting", "definition", "derivation", "exercise", "question", "remark"}
-EVIDENCE = ("cells", "cards", "pictures", "equations", "cites", "argument")
+EVIDENCE = ("cells", "cards", "pictures", "equations", "cites", "tests", "argument")
 
 # --- what a claim is --------------------------------------------------------------------------------------
 
@@ -232,6 +232,8 @@ def test_what_holds_a_claim_is_there(claim):
     for label in claim.get("equations", []):
         texts = (source(cell) for name in EVERY for cell in chapter(name).values())
         assert any(f"$$ ({label})" in text for text in texts), f"no equation {label}"
+    for file, test in (name.split("::") for name in claim.get("tests", [])):
+        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), f"no test {file}::{test}"
     everything = "\n".join(map(source, chapter(claim["chapter"]).values()))
     for key in claim.get("cites", []):
         assert re.search(rf"`[^`]*\b{key}\b[^`]*`", everything), f"{claim['chapter']} does not cite {key}"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from minidiff import tones
+from minidiff.critters import Critters
 from minidiff.sounds import RATE, from_int16
 from minidiff.tones import ATTRIBUTES, HELD_OUT, LENGTHS, LOUDNESS, PITCHES, SAMPLES, TIMBRES, Tone, Tones
 from minidiff.tones.synthesis import DETUNE, PARTIALS
@@ -34,6 +35,16 @@ def test_training_never_plays_a_held_out_succession():
     asked = {tuple(tone.timbre for tone in held_out.sound(i)) for i in range(len(held_out))}
     assert asked == set(HELD_OUT)
     assert {timbre for pair in HELD_OUT for timbre in pair} == set(TIMBRES)
+
+
+def test_sounds_are_fainter_than_pictures():
+    """Standard deviations of 0.16 and 0.56, says chapter 13. The recipe's weight takes 12 for the squared ratio."""
+    sounds, pictures = Tones(400), Critters(100)
+    faint = torch.stack([torch.as_tensor(sounds[i][0]) for i in range(400)]).float().std().item()
+    strong = torch.stack([pictures[i][0] for i in range(100)]).std().item()
+    assert faint == pytest.approx(0.16, abs=0.01)
+    assert strong == pytest.approx(0.56, abs=0.02)
+    assert (strong / faint) ** 2 == pytest.approx(12, rel=0.15)
 
 
 def test_items_depend_on_seed_and_number_alone():
