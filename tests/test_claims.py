@@ -39,8 +39,8 @@ NUMBER = re.compile(
 )
 MARKER = re.compile(
     rf"%|\b(?:{SHARES}|times|per cent|one in \w+|cases? (?:of|in)|than|nearly|why|agree\w*|grows?|falls?"
-    r"|rises?|lost|missing|faster|slower|better|best(?! guess)|worse|worst|most|fewer|less|larger|smaller|nearer"
-    r"|closer|higher|lower|stronger|wider|narrower)\b",
+    r"|rises?|lost|missing|faster|slower|better|best(?! guess)|worse|worst|most|fewer|less|larger|smaller"
+    r"|nearer|closer|higher|lower|stronger|wider|narrower)\b",
     re.IGNORECASE,
 )
 CAUSE = re.compile(r"\b(?:because|is why|to blame|the reason)\b")
