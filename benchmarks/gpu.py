@@ -98,6 +98,7 @@ def rates(part: Part) -> None:
     recipe, most = recipe_of(part, "critters", images=8192), 2 if part.tiny else 9
     device = processes().device
     images = bytes_on_device(recipe.source.images, device)
+    assert isinstance(images, torch.Tensor)  # drawings are in memory
     runs: dict[tuple[str, int], Iterator[None]] = {}
     for batch in (8, 16) if part.tiny else (128, 512):
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -39,16 +40,21 @@ def has_bf16(device: torch.device) -> bool:
     return False
 
 
-def bytes_on_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+T = TypeVar("T")
+
+
+def bytes_on_device(images: T, device: torch.device) -> T:
     """The images on a GPU if they take less than half of its free memory, else where they are: to bring each
     batch there takes longer than a small network needs for it.
 
     Args:
-        images: (N, ...), usually uint8.
+        images: (N, ...), usually uint8; what is no tensor, but stands for one, stays as it is.
         device: where the network is.
     """
-    if device.type == "cuda" and 2 * images.nbytes < torch.cuda.mem_get_info(device)[0]:
-        return images.to(device)
+    if not isinstance(images, torch.Tensor) or device.type != "cuda":
+        return images
+    if 2 * images.nbytes < torch.cuda.mem_get_info(device)[0]:
+        return images.to(device)  # type: ignore[return-value]
     return images
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from minidiff.checks import positive, seed_number
 from minidiff.data import Batches
@@ -105,9 +104,7 @@ def _fit(
     batch_size = recipe.batch_size or min(128, len(source.images))
     # Every process takes its share of the batches, so a step uses up one batch per process.
     start = before * processes().num_processes
-    images = source.images
-    if isinstance(images, Tensor):
-        images = bytes_on_device(images, processes().device)
+    images = bytes_on_device(source.images, processes().device)
     batches = Batches(images, source.caption, batch_size, seed=seed, start=start)
     steps = train(
         recipe.model, batches, recipe.steps,

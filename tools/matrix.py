@@ -120,25 +120,15 @@ def run_cell(cell: str, tests: Sequence[str], jobs: int, resolve: bool, folder: 
         lines = oldest(project, constraints.read_text())
         constraints = folder / "oldest.txt"
         constraints.write_text("\n".join(lines) + "\n")
-    install = [
-        own,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--constraint",
-        constraints,
-    ]
+    pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", constraints)
     what = f"{ROOT}[{','.join(EXTRAS)}]"
     if resolve:
-        call(*install, "--dry-run", "--report", folder / "plan.json", what)
+        call(own, *pip, "--dry-run", "--report", folder / "plan.json", what)
         plan = json.loads((folder / "plan.json").read_text())["install"]
-        chosen = {
-            canonicalize_name(entry["metadata"]["name"]): entry["metadata"]["version"] for entry in plan
-        }
+        about = [entry["metadata"] for entry in plan]
+        chosen = {str(canonicalize_name(found["name"])): found["version"] for found in about}
         return {"versions": {name: chosen[name] for name in SHOWN}}
-    call(*install, "--no-cache-dir", "--editable", what)
+    call(own, *pip, "--no-cache-dir", "--editable", what)
     report, started = folder / "report.xml", time.monotonic()
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     side = ["--numprocesses", str(jobs), "--dist", "loadfile"]

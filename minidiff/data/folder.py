@@ -122,7 +122,9 @@ def captioned_folder(
     most_bytes = memory() // 4 // processes_here() if most_bytes is None else most_bytes
     fits = len(rows) * math.prod(shape) <= most_bytes
     held = torch.empty(len(rows) if fits else 0, *shape, dtype=torch.uint8)
-    files, captions, skipped = [], [], []
+    files: list[Path] = []
+    captions: list[str] = []
+    skipped: list[tuple[str, str]] = []
     inside = folder.resolve()
     shown = nullcontext() if progress is None else progress(total=len(rows), desc=f"{len(rows):,} pictures")
     with shown as bar:
