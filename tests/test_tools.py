@@ -137,7 +137,9 @@ print(
         ("x = 1", "x = 1.0", False),
         ("x = None", "x = ''", False),
         ("if x:\n    a()\nb()", "if x:\n    a()\n    b()", False),
-        ('"""Said by help."""', '"""Said otherwise."""', False),
+        ('def f():\n    """One."""\n    return 1', "def f():\n    return 1", True),
+        ("class A:\n    x = 'one'", "class A:\n    x = 'two'", False),
+        ("'shown below the cell'", "'shown otherwise'", False),
         ("plot()", "plot();", False),  # whose value is shown
         ("%pip install a", "%pip install b", False),
         ("%pip install a", "%pip install a  # why", False),  # no Python: by its text

@@ -6,7 +6,7 @@
 The book shows the outputs that are committed, so a notebook is committed executed from top to
 bottom. What differs between runs and machines is left out: timings, widget state, the name of the
 kernel. A hash of what the code cells do goes along: it tells whether a cell was edited after its output
-was made. Comments and the layout of code do not count, as no output can tell them.
+was made. Comments, docstrings and the layout of code do not count, as no output tells them.
 """
 
 import argparse
@@ -30,6 +30,7 @@ SIZE_LIMIT = 3_500_000  # bytes; pictures in full colour and an animation or two
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 SETUP_TAG = "remove-cell"  # the first code cell prepares the machine; the book does not show it
 CHECKED_TAG = "nbval-check-output"  # nbval compares this cell's output with the committed one
+DOCUMENTED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 MACHINE_PATH = re.compile(r"(?<![\w.~/])/(?:root|work|home|tmp|private|Users|var/folders)/")
 
 
@@ -50,6 +51,9 @@ def meaning(source: str) -> str:
         tree = ast.parse(source)
     except SyntaxError:  # a line of IPython's own, as in `%pip install`
         return source
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
     # IPython shows no value where a semicolon ends the cell.
     return _shape(tree) + (";" if source.rstrip().endswith(";") else "")
 
