@@ -142,7 +142,8 @@ print(
         ("'shown below the cell'", "'shown otherwise'", False),
         ("plot()", "plot();", False),  # whose value is shown
         ("%pip install a", "%pip install b", False),
-        ("%pip install a", "%pip install a  # why", False),  # no Python: by its text
+        ("if x:\n    %pip install a", "if x:  # why\n\n    %pip install a", True),
+        ("y = %pwd", "y =  %pwd", False),  # no Python: by its text
     ],
 )
 def test_the_hash_follows_what_code_does_and_not_its_layout(source, other, same):

@@ -31,6 +31,7 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 SETUP_TAG = "remove-cell"  # the first code cell prepares the machine; the book does not show it
 CHECKED_TAG = "nbval-check-output"  # nbval compares this cell's output with the committed one
 DOCUMENTED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+MAGIC = re.compile(r"^([ \t]*)([%!].*)", re.MULTILINE)
 MACHINE_PATH = re.compile(r"(?<![\w.~/])/(?:root|work|home|tmp|private|Users|var/folders)/")
 
 
@@ -48,8 +49,9 @@ def code_hash(notebook: Any) -> str:
 def meaning(source: str) -> str:
     """What a cell does, however it is laid out: its code as parsed; its text where that is no Python."""
     try:
-        tree = ast.parse(source)
-    except SyntaxError:  # a line of IPython's own, as in `%pip install`
+        # IPython's own lines, as `%pip install`, count by their text.
+        tree = ast.parse(MAGIC.sub(lambda line: f"{line[1]}magic({line[2]!r})", source))
+    except SyntaxError:
         return source
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
