@@ -56,7 +56,8 @@ LOOK = """
     }
   }
   for (const picture of document.querySelectorAll("img")) {
-    if (seen(picture) && !(picture.getAttribute("alt") || "").trim()) {
+    const text = picture.getAttribute("alt");  // "" says that a picture is decoration; in an article none is
+    if (seen(picture) && (text === null || (article.contains(picture) && !text.trim()))) {
       said.push(`picture without a text: ${picture.getAttribute("src").slice(0, 60)}`);
     }
   }
@@ -195,6 +196,7 @@ def main() -> int:
     parser.add_argument("--browser", help=f"default: the first of {', '.join(BROWSERS)} on the PATH")
     arguments = parser.parse_args()
     pages = sorted(p for p in arguments.folder.rglob("*.html") if "_static" not in p.parts)
+    pages = [page for page in pages if 'http-equiv="Refresh"' not in page.read_text()]  # only leads on
     if not pages:
         parser.error(f"no pages in {arguments.folder}: run `make book` first")
     program = arguments.browser or next(filter(None, map(shutil.which, BROWSERS)), None)
