@@ -28,13 +28,14 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 UNITTEST := OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 .DELETE_ON_ERROR:
-.PHONY: help install test retest quick executed book bench lab mutants soak matrix coverage notebooks lint format clean
+.PHONY: help install test retest quick executed book pages bench lab mutants soak matrix coverage notebooks lint format clean
 
 help:
 	@echo "make book       render the book, print where it is"
 	@echo "make test       lint, types, unit tests, every notebook; each skipped if nothing changed"
 	@echo "make retest     the same, whether or not anything changed"
 	@echo "make quick      lint, types and the tests that train nothing: a minute"
+	@echo "make pages      render the book and look at every page in Chromium: is anything cut off, on a phone too?"
 	@echo "make lab        open the notebooks in JupyterLab (installs it first)"
 	@echo "make notebooks  execute the notebooks again, in place"
 	@echo "make mutants    plant classic mistakes, one at a time: do the tests notice?"
@@ -103,6 +104,10 @@ book: $(BOOK)
 $(BOOK): $(INSTALLED) $(LIBRARY) $(NOTEBOOKS) $(PAGES)
 	$(OFFLINE) $(BIN)/jupyter-book build -W --keep-going -n --all --quiet .
 	@touch $@
+
+# Needs a Chromium or Chrome on the PATH, which nothing here installs.
+pages: $(BOOK)
+	$(BIN)/python tools/pages.py
 
 lab: $(INSTALLED)
 	@test -x $(BIN)/jupyter-lab || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lab]' --constraint constraints.txt

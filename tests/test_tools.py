@@ -8,7 +8,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from tools.notebooks import SIZE_LIMIT, clean, code_hash, execute, problems
+from tools.notebooks import SIZE_LIMIT, clean, code_hash, execute, meaning, problems
 
 
 def code(source, outputs=(), count=None, tags=()) -> NotebookNode:
@@ -113,8 +113,41 @@ def test_the_hash_follows_the_code_and_not_the_prose():
     before = code_hash(notebook)
     notebook.cells.insert(1, new_markdown_cell("Prose."))
     assert code_hash(notebook) == before
-    notebook.cells[0].source += "  # changed"
+    notebook.cells[0].source = "import cmath"
     assert code_hash(notebook) != before
+
+
+LAID_OUT = """
+total = sum(  # of three
+    [1, 2, 3],
+)
+print(
+    'the sum '
+    'is', total)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "other", "same"),
+    [
+        ('total = sum([1, 2, 3])\nprint("the sum is", total)', LAID_OUT, True),
+        ("f(a, b=1)", "f(a, b=2)", False),
+        ("f(a, b=1)", "f(a, 1)", False),
+        ("x = [1]", "x = (1,)", False),
+        ("x = 1", "x = 1.0", False),
+        ("x = None", "x = ''", False),
+        ("if x:\n    a()\nb()", "if x:\n    a()\n    b()", False),
+        ('def f():\n    """One."""\n    return 1', "def f():\n    return 1", True),
+        ("class A:\n    x = 'one'", "class A:\n    x = 'two'", False),
+        ("'shown below the cell'", "'shown otherwise'", False),
+        ("plot()", "plot();", False),  # whose value is shown
+        ("%pip install a", "%pip install b", False),
+        ("if x:\n    %pip install a", "if x:  # why\n\n    %pip install a", True),
+        ("y = %pwd", "y =  %pwd", False),  # no Python: by its text
+    ],
+)
+def test_the_hash_follows_what_code_does_and_not_its_layout(source, other, same):
+    assert (meaning(source) == meaning(other)) is same
 
 
 def test_executing_twice_gives_the_same_file_and_one_fit_to_commit(tmp_path):

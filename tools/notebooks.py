@@ -5,11 +5,12 @@
 
 The book shows the outputs that are committed, so a notebook is committed executed from top to
 bottom. What differs between runs and machines is left out: timings, widget state, the name of the
-kernel. A hash of the code cells goes along: it tells whether a cell was edited after its output was
-made.
+kernel. A hash of what the code cells do goes along: it tells whether a cell was edited after its output
+was made. Comments, docstrings and the layout of code do not count, as no output tells them.
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -29,6 +30,8 @@ SIZE_LIMIT = 3_500_000  # bytes; pictures in full colour and an animation or two
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 SETUP_TAG = "remove-cell"  # the first code cell prepares the machine; the book does not show it
 CHECKED_TAG = "nbval-check-output"  # nbval compares this cell's output with the committed one
+DOCUMENTED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+MAGIC = re.compile(r"^([ \t]*)([%!].*)", re.MULTILINE)
 MACHINE_PATH = re.compile(r"(?<![\w.~/])/(?:root|work|home|tmp|private|Users|var/folders)/")
 
 
@@ -38,9 +41,33 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def code_hash(notebook: Any) -> str:
-    """SHA-256 of the sources of all code cells: it changes with the code, not with the prose."""
-    sources = [cell.source for cell in code_cells(notebook)]
-    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+    """SHA-256 of what all code cells do: it changes with the code, not with its layout or the prose."""
+    cells = [meaning(cell.source) for cell in code_cells(notebook)]
+    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
+
+
+def meaning(source: str) -> str:
+    """What a cell does, however it is laid out: its code as parsed; its text where that is no Python."""
+    try:
+        # IPython's own lines, as `%pip install`, count by their text.
+        tree = ast.parse(MAGIC.sub(lambda line: f"{line[1]}magic({line[2]!r})", source))
+    except SyntaxError:
+        return source
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    # IPython shows no value where a semicolon ends the cell.
+    return _shape(tree) + (";" if source.rstrip().endswith(";") else "")
+
+
+def _shape(node: object) -> str:
+    """As `ast.dump`, but without empty fields: each version of Python has others."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_shape, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [f"{name}={_shape(value)}" for name, value in ast.iter_fields(node) if value not in (None, [])]
+    return f"{type(node).__name__}({', '.join(fields)})"
 
 
 def execute(path: Path) -> None:

@@ -1,10 +1,10 @@
 """Which notebooks must run again? Those whose code, or what they use of the library, does something else.
 
-A notebook's fingerprint is a hash of its code cells (with the outputs that are checked) and of every module
-of ``minidiff`` that it reaches: those it uses, as in ``md.UNet`` or ``from minidiff.data import points``,
-and what these use, inside functions too. Docstrings, comments and the layout of code do not count, nor does
-prose: no cell can tell them. The shipped models count for a notebook where the name of their folder stands
-in a string, in its own code or in a module's that it reaches, and so do the result files; the pinned
+A notebook's fingerprint is a hash of what its code cells do (with the outputs that are checked) and of every
+module of ``minidiff`` that it reaches: those it uses, as in ``md.UNet`` or ``from minidiff.data import
+points``, and what these use, inside functions too. Docstrings, comments and the layout of code do not count,
+nor does prose: no cell can tell them. The shipped models count for a notebook where the name of their folder
+stands in a string, in its own code or in a module's that it reaches, and so do the result files; the pinned
 versions count for all. Where it cannot be told what is used (``getattr(md, name)``, ``!minidiff``,
 ``importlib``), the whole library counts.
 
@@ -20,6 +20,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+
+from tools.notebooks import meaning
 
 PACKAGE = "minidiff"
 Place = tuple[str, tuple[str, ...]]  # a module, and the names that follow it
@@ -202,9 +204,10 @@ def fingerprint(notebook: Path, library: Library) -> str:
             files += [f for f in (library.root / folder).rglob("*") if f.is_file() and f.name[0] != "."]
     found = hashlib.sha256(sys.version.encode())
     for cell in cells:
-        tags = cell["metadata"].get("tags", [])
+        # Whether the book shows a cell changes nothing in its run.
+        tags = [tag for tag in cell["metadata"].get("tags", []) if tag.startswith(("nbval-", "raises-"))]
         checked = cell["outputs"] if "nbval-check-output" in tags else []
-        found.update(json.dumps([cell["source"], tags, checked]).encode())
+        found.update(json.dumps([meaning("".join(cell["source"])), tags, checked]).encode())
     for file in sorted(files):
         found.update(f"{file.relative_to(library.root)} {library.content(file)}\n".encode())
     return found.hexdigest()
