@@ -4,8 +4,8 @@ Whatever a condition is about, words or class numbers or a caller's own kind, it
 one thing, a :class:`Condition`: some vectors that attention can look at, and one vector for the whole.
 What makes conditions is an :class:`Encoder`. It works in two steps, and the first is a door::
 
-    ids = encoder.ids(["a cat in a hat"])     # strings, labels, ... -> whole numbers, on the CPU
-    condition = encoder(ids)                  # whole numbers -> Condition; learns with the denoiser
+    ids = encoder.ids(["a cat in a hat"])  # strings or labels -> whole numbers
+    condition = encoder(ids)               # -> Condition; learns along
 
 Behind the door there are tensors only: a training step never sees a string.
 """

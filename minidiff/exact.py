@@ -7,8 +7,8 @@ of points, which is a mixture whose Gaussians have no width; and a single point.
 Let x0 come from component k with probability w_k, and be N(mu_k, s_k²) there. Mixing it with noise,
 ``x_t = alpha*x0 + sigma*eps``, keeps every component Gaussian::
 
-    p(x_t | k)      = N(alpha*mu_k, v_k),        v_k = alpha² s_k² + sigma²
-    r_k             = w_k p(x_t | k) / sum_j w_j p(x_t | j)       which component was it? (Bayes)
+    p(x_t | k)      = N(alpha*mu_k, v_k),  v_k = alpha² s_k² + sigma²
+    r_k             = w_k p(x_t | k) / sum_j w_j p(x_t | j)  (Bayes)
     E[x0  | x_t, k] = mu_k + (alpha s_k² / v_k) (x_t - alpha*mu_k)
     E[eps | x_t, k] =        (sigma      / v_k) (x_t - alpha*mu_k)
 
@@ -18,7 +18,8 @@ hold at alpha = 0, where x0 is the mean of all data, and at sigma = 0, where eps
 neither divides by alpha or sigma. The slope of the log-density is the same sum once more (Tweedie's
 formula, Efron 2011)::
 
-    score = grad log p_t(x_t) = - sum_k r_k (x_t - alpha*mu_k) / v_k = -E[eps | x_t] / sigma
+    score = grad log p_t(x_t)
+          = - sum_k r_k (x_t - alpha*mu_k) / v_k = -E[eps | x_t] / sigma
 
 A covariance that is not diagonal is diagonal in the basis of its eigenvectors. There everything above
 holds number by number, so x_t - alpha*mu_k is turned into that basis first and back at the end.

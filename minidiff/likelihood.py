@@ -6,9 +6,9 @@ Two answers, both in nats per sample; :func:`bits_per_dim` turns them into the u
 bound of any latent-variable model applies (Ho et al. 2020, eq. 5), and every term is a distance between
 two Gaussians::
 
-    -log p(x0) <= KL(q(x_T | x0) || N(0, sigma_T² I))                          prior
-                + sum over steps of E KL(q(x_s | x_t, x0) || p(x_s | x_t))     steps
-                - E log p(x0 | x_t at the last level with noise)               reconstruction
+    -log p(x0) <= KL(q(x_T | x0) || N(0, sigma_T² I))              (prior)
+        + sum over steps of E KL(q(x_s | x_t, x0) || p(x_s | x_t))  (steps)
+        - E log p(x0 | x_t at the last level with noise)   (reconstruction)
 
 The two Gaussians of a step differ in their means alone, by what x0 and the guess differ in, so its KL is
 ``(SNR_s - SNR_t) ||x0 - x0_guess||² / 2`` (Kingma et al. 2021, eq. 13).

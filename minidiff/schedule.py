@@ -5,7 +5,7 @@ training and sampling never ask which one it is. Time 0 is data, time 1 is noise
 
     schedule = Cosine()
     level = schedule(0.3)            # NoiseLevel(t, alpha, sigma)
-    levels = schedule.levels(20)     # 21 levels from noise down to data: what a sampler walks along
+    levels = schedule.levels(20)     # 21 levels, from noise to data
 
 Most schedules preserve variance (alpha² + sigma² = 1) or mix linearly (``Flow``); ``Karras`` leaves the
 data at full size and lets the noise grow instead. ``Shifted`` walks the path of another at another pace.

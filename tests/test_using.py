@@ -28,7 +28,7 @@ def command_lines() -> list[str]:
         line.removeprefix(".venv/bin/")
         for text in PAGES.values()
         for block in blocks(text, "bash")
-        for line in (text.split("  #")[0] for text in block.splitlines())
+        for line in (text.split("  #")[0] for text in block.replace("\\\n", "").splitlines())
     ]
     return [line for line in lines if line.startswith("minidiff ")]
 

@@ -27,7 +27,7 @@ CONTRAST = 4.5  # for text of this size: Web Content Accessibility Guidelines 2.
 # What is wrong with the page as it stands: a list of lines. A pixel more or less is rounding.
 LOOK = """
 (({wide, contrast}) => {
-  const said = [], article = document.querySelector("article") || document.body;
+  const said = [], article = document.querySelector("article, main") || document.body;
   const name = (node) => (node.textContent || "").trim().replace(/\\s+/g, " ").slice(0, 60);
   const seen = (node) => node.getClientRects().length > 0;
   const over = (node) => node.scrollWidth - node.clientWidth;
@@ -91,6 +91,15 @@ new Promise(async (done) => {
 })
 """
 
+# Chromium reads commands from file descriptor 3 and writes answers to 4: this puts our pipes there.
+LAUNCH = """
+import fcntl, os, sys
+pipes = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+for place, pipe in enumerate(pipes, 3):
+    os.dup2(pipe, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
 
 class Browser:
     """Headless Chromium, driven through a pair of pipes by its DevTools protocol."""
@@ -98,17 +107,12 @@ class Browser:
     def __init__(self, program: str, profile: str):
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
-        options = [
-            "--headless",
-            "--remote-debugging-pipe",
-            "--hide-scrollbars",
-            "--allow-file-access-from-files",
-        ]
-        options += ["--no-sandbox"] * (os.geteuid() == 0)  # Chromium starts for root in no other way
-        # It reads commands from file descriptor 3 and writes answers to 4; a shell puts our pipes there.
-        shell = f'exec 3<&{to_browser} 4>&{from_browser}; exec "$@"'
+        launch = [sys.executable, "-c", LAUNCH, str(to_browser), str(from_browser)]
+        options = ["--headless", "--remote-debugging-pipe", "--hide-scrollbars", f"--user-data-dir={profile}"]
+        if os.geteuid() == 0:
+            options.append("--no-sandbox")  # it starts for root in no other way
         self._process = subprocess.Popen(
-            ["sh", "-c", shell, "sh", program, *options, f"--user-data-dir={profile}", "about:blank"],
+            [*launch, program, *options, "about:blank"],
             pass_fds=(to_browser, from_browser),
             stderr=subprocess.DEVNULL,
         )
@@ -199,9 +203,12 @@ def main() -> int:
     pages = [page for page in pages if 'http-equiv="Refresh"' not in page.read_text()]  # only leads on
     if not pages:
         parser.error(f"no pages in {arguments.folder}: run `make book` first")
-    program = arguments.browser or next(filter(None, map(shutil.which, BROWSERS)), None)
+    names = [arguments.browser] if arguments.browser else BROWSERS
+    program = next(filter(None, map(shutil.which, names)), None)
     if program is None:
-        parser.error(f"none of {', '.join(BROWSERS)} is on the PATH: install one, or name it with --browser")
+        parser.error(
+            f"there is no {' or '.join(names)} on the PATH: install one, or name its file with --browser"
+        )
     count = 0
     with tempfile.TemporaryDirectory() as profile:
         browser = Browser(program, profile)
