@@ -18,15 +18,18 @@ def test_the_oldest_versions_are_the_bounds_of_what_is_needed():
     project = {
         "project": {
             "dependencies": ["torch>=2.11", "huggingface-hub>=1.0,<3"],
-            "optional-dependencies": {"book": ["nbclient>=0.10"], "tests": ["pytest>=8.3", "torch>=2.11"]},
+            "optional-dependencies": {
+                "book": ["nbclient>=0.10"],
+                "tests": ["pytest>=8.3", "diffusers>=0.36"],
+            },
         }
     }
     pins = "# torch==9\nfilelock==4.2\nhuggingface_hub==2.4.0\nnbclient==0.11\npytest==9.2.0\ntorch==2.15.0"
     assert matrix.oldest(project, pins) == [
-        "torch==2.11", "huggingface-hub==1.0", "nbclient==0.11", "pytest==9.2.0",
+        "torch==2.11", "huggingface-hub==1.0", "diffusers==0.36", "nbclient==0.11", "pytest==9.2.0",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="torch: give one lower bound"):
-        matrix.oldest({"project": {"dependencies": ["torch"]}}, pins)
+        matrix.oldest({"project": {**project["project"], "dependencies": ["torch"]}}, pins)
     ours = matrix.oldest(PROJECT, (ROOT / "constraints.txt").read_text())
     assert len(ours) > len(PROJECT["project"]["dependencies"])
 

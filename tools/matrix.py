@@ -34,6 +34,8 @@ RESULT = ROOT / "tests" / "matrix.json"
 CELLS = ("3.11 pinned", "3.12 pinned", "3.13 pinned", "3.11 oldest")
 """The oldest versions are tried on the oldest Python: later ones have no wheels of some of them."""
 EXTRAS = ("book", "tests")
+EXCHANGED = ("diffusers",)
+"""Of the extras, whose schedulers and networks users exchange with ours: its oldest version counts, too."""
 SHOWN = ("torch", "transformers", "numpy", "accelerate", "tokenizers")
 """Packages whose versions stand in the result."""
 
@@ -45,8 +47,8 @@ class Failed(Exception):
 def oldest(project: dict[str, Any], pins: str) -> list[str]:
     """pip's constraints for the oldest versions: the lower bound of each dependency.
 
-    What only the tests or the book need is pinned as ever; what others bring in is free, since it must go
-    with the old ones.
+    What only the tests or the book need is pinned as ever, but for :data:`EXCHANGED`; what others bring in is
+    free, since it must go with the old ones.
 
     Args:
         project: pyproject.toml, parsed.
@@ -55,22 +57,21 @@ def oldest(project: dict[str, Any], pins: str) -> list[str]:
     Raises:
         ValueError: a dependency has no lower bound.
     """
+    extras = [text for e in EXTRAS for text in project["project"]["optional-dependencies"][e]]
     lines = []
-    for text in project["project"]["dependencies"]:
+    for text in [
+        *project["project"]["dependencies"],
+        *(t for t in extras if Requirement(t).name in EXCHANGED),
+    ]:
         requirement = Requirement(text)
         bounds = [spec.version for spec in requirement.specifier if spec.operator == ">="]
         if len(bounds) != 1:
             raise ValueError(f"{text}: give one lower bound")
         lines.append(f"{requirement.name}=={bounds[0]}")
-    needed = {canonicalize_name(Requirement(line).name) for line in lines}
-    extras = {
-        canonicalize_name(Requirement(text).name)
-        for extra in EXTRAS
-        for text in project["project"]["optional-dependencies"][extra]
-    }
+    lowest = {canonicalize_name(Requirement(line).name) for line in lines}
+    pinned = {canonicalize_name(Requirement(text).name) for text in extras} - lowest
     kept = [line for line in pins.splitlines() if "==" in line and not line.startswith("#")]
-    names = [canonicalize_name(Requirement(line).name) for line in kept]
-    return [*lines, *(line for line, n in zip(kept, names, strict=True) if n in extras - needed)]
+    return [*lines, *(line for line in kept if canonicalize_name(Requirement(line).name) in pinned)]
 
 
 def counts(report: Path) -> dict[str, Any]:
