@@ -60,6 +60,7 @@ def test_squared_error_of_noise_is_score_matching(level):
     """The loss of a network for eps, over sigma², is the distance of -eps/sigma to the true score, up to a
     constant: between any two networks both differ by the same. x0 and eps take equally likely values."""
     normal = torch.special.ndtri((torch.arange(240, dtype=F64) + 0.5) / 240)[:, None]
+    normal = normal / normal.square().mean().sqrt()  # quantiles cut the tails
     x0 = (MIXTURE.means + MIXTURE.stds * normal.T).reshape(-1, 1)  # (720, 1): the components weigh the same
     x0, eps = x0.repeat_interleave(len(normal), 0), normal.repeat(len(x0), 1)
     distances, losses = [], []
@@ -70,7 +71,7 @@ def test_squared_error_of_noise_is_score_matching(level):
             losses.append(md.loss(model, x0, draws=Draws(level, eps, None)).double())
     for i in (1, 2):
         gained = (losses[i] - losses[0]) / level.sigma**2
-        torch.testing.assert_close(gained, distances[i] - distances[0], rtol=0.002, atol=0.002)
+        torch.testing.assert_close(gained, distances[i] - distances[0], rtol=0.005, atol=0.005)
         assert abs(gained) > 0.05
 
 
