@@ -31,7 +31,8 @@ was withheld (B,), that gives a tensor of shape ()."""
 
 
 def snr_weight(level: NoiseLevel) -> Tensor:
-    """SNR: the plain squared error of eps, written for x0 (Kingma et al. 2021, eq. 13)."""
+    """SNR: the plain squared error of eps, written for x0. Where log SNR falls evenly in t it is, up to a
+    factor, the weight of the variational bound (Kingma et al. 2021, eq. 13, for many steps)."""
     return level.snr
 
 

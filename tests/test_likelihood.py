@@ -64,6 +64,61 @@ def test_the_bound_closes_with_the_number_of_steps(four_corners):
     assert abs(2 * gaps[2] - gaps[1]) < 0.002  # nothing is left in the limit
 
 
+@pytest.mark.parametrize("schedule", [md.Cosine(), md.Linear(), md.Flow(), md.Karras()])
+def test_a_step_costs_half_the_gain_in_snr(schedule):
+    """Each step is the divergence of two posteriors, with the true x0 and with the guess (torch's)."""
+    oracle = GaussianMixture(torch.tensor([[-0.9, 0.2], [0.7, -0.4]], dtype=F64), 0.3)
+    x0, levels = oracle.sample(6, torch.Generator().manual_seed(0)), schedule.levels(9)
+    bound = variational_bound(oracle.denoise, x0, levels, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    for i, (level_t, level_s) in enumerate(itertools.pairwise(levels[:-1])):
+        x_t = md.diffuse(x0, torch.randn(x0.shape, generator=generator).double(), level_t)
+        guess = oracle.denoise(x_t, level_t).x0
+        told, guessed = (
+            torch.distributions.Normal(*md.posterior(x_t, clean, level_t, level_s)) for clean in (x0, guess)
+        )
+        wanted = torch.distributions.kl_divergence(told, guessed).sum(1)
+        torch.testing.assert_close(bound.steps[:, i], wanted, rtol=1e-6, atol=1e-12)
+
+
+def test_the_terms_add_up_to_the_ratio_of_the_walks():
+    """Before Jensen's inequality is taken apart: E log q(x_1, ..., x_n | x0) / p(x0, x_1, ..., x_n),
+    with every walk drawn forward, step by step, and every density written out."""
+    oracle = GaussianMixture(torch.tensor([[-0.9], [0.7]], dtype=F64), 0.3)
+    generator = torch.Generator().manual_seed(0)
+    x0 = oracle.sample(200_000, generator)
+    *levels, end = (md.VP()(t) for t in (1.0, 0.6, 0.3, 0.1, 0.0))
+    log_ratio, x, below = torch.zeros(len(x0), dtype=F64), x0, md.VP()(0.0)
+    for level in reversed(levels):  # forward: log q(x_t | x_s), and log p(x_s | x_t) with the guess
+        step = torch.distributions.Normal(*md.transition(x, below, level))
+        x_t = step.mean + step.stddev * torch.randn(x0.shape, generator=generator, dtype=F64)
+        guess = oracle.denoise(x_t, level).x0
+        if below.sigma > 0:
+            back = torch.distributions.Normal(*md.posterior(x_t, guess, level, below))
+        else:
+            back = torch.distributions.Normal(guess, level.sigma / level.alpha)  # the decoder
+        log_ratio += (step.log_prob(x_t) - back.log_prob(x))[:, 0]
+        x, below = x_t, level
+    log_ratio -= torch.distributions.Normal(0.0, levels[0].sigma).log_prob(x)[:, 0]
+    bound = variational_bound(oracle.denoise, x0, [*levels, end], generator=generator).total
+    error = (log_ratio.var() + bound.var()).sqrt().item() / len(x0) ** 0.5
+    assert abs((log_ratio - bound).mean().item()) < 4 * error < 0.03
+    assert bound.mean() > -oracle.log_density(x0, end).mean()  # and it is a bound
+
+
+def test_many_steps_tend_to_half_the_integral_over_the_snr(four_corners):
+    """For a Gaussian the integral of s²/(SNR s² + 1) / 2 is log(1 + SNR s²) / 2, between the ends."""
+    misses = []
+    for n in (200, 400, 800):
+        levels = md.VP().levels(n, "log_snr")
+        steps = variational_bound(gaussian().denoise, four_corners, levels).steps.sum(1).mean()
+        ends = [(1 + level.snr * STD**2).log() / 2 for level in (levels[0], levels[-2])]
+        misses.append((steps - (ends[1] - ends[0])).item())
+    assert 0 < misses[2] < 0.02
+    assert misses[0] / misses[1] == pytest.approx(2, rel=0.1)
+    assert misses[1] / misses[2] == pytest.approx(2, rel=0.1)
+
+
 def test_a_worse_denoiser_has_a_worse_bound(four_corners):
     levels = md.Cosine().levels(50)
     totals = [
