@@ -1,4 +1,4 @@
-"""Guidance: denoisers made from denoisers (chapter 6)."""
+"""Guidance: denoisers made from denoisers (chapters 6 and 7)."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Diffusion of discrete data, where noise is a mask (chapter 13).
+"""Diffusion of discrete data, where noise is a mask (chapter 11).
 
 Letters cannot be mixed with Gaussian noise and stay letters. So the forward process hides them: at time t
 each token is replaced by a mask with probability t, alone and once for all (Austin et al. 2021, D3PM with an

@@ -1,4 +1,4 @@
-"""Small text encoders, for the tests of chapter 6."""
+"""Small text encoders, for the tests of chapters 6 to 8."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""A denoiser for sound: a U-Net that looks at a wave through a lapped cosine transform (chapter 13)."""
+"""A denoiser for sound: a U-Net that looks at a wave through a lapped cosine transform (chapter 11)."""
 
 import math
 

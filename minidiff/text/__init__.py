@@ -1,4 +1,4 @@
-"""Text: from captions to conditions, and CLIP, the common space of captions and pictures (chapter 6).
+"""Text: from captions to conditions, and CLIP, the common space of captions and pictures (chapters 6 and 7).
 
 :mod:`~minidiff.text.tokens` turns strings into numbers, :mod:`~minidiff.text.encoder` numbers into
 conditions, :mod:`~minidiff.text.clip` puts captions and pictures into one space, and

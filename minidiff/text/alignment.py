@@ -1,4 +1,4 @@
-"""Alignment: CLIP's opinion of a denoiser's guess, to train on or to be guided by (chapter 6)."""
+"""Alignment: CLIP's opinion of a denoiser's guess, to train on or to be guided by (chapter 7)."""
 
 import copy
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""CLIP: pictures and captions in one space (chapter 6).
+"""CLIP: pictures and captions in one space (chapter 7).
 
 A :class:`CLIP` is two encoders, one for pictures and one for captions, that end in the same space: each
 gives a vector of length 1, and a picture and its caption should point the same way (Radford et al.
