@@ -7,6 +7,7 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from mutants import MUTANTS
@@ -15,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import minidiff
-from tools.notebooks import problems
+from tools.notebooks import problems, reading_minutes
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -150,6 +151,15 @@ def test_citation_keys_are_defined_once_and_every_citation_has_its_entry():
 def test_notebook_is_executed_and_fit_to_commit(path):
     """nbval passes silently over a notebook that was never executed; this does not."""
     assert list(problems(path)) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_chapter_says_how_long_it_takes(path):
+    notebook = nbformat.read(path, as_version=4)
+    first = notebook.cells[0].source
+    said = re.search(r"\*About (\d+) minutes to read, and [\w ]+ to run on two cores", first)
+    assert said
+    assert int(said[1]) == reading_minutes(notebook)
 
 
 # --- the ledger of equations -----------------------------------------------------------------------

@@ -151,6 +151,19 @@ def problems(path: Path) -> Iterator[str]:
                 yield f"cell [{number}] shows a path of the machine it ran on: {found.group()}…"
 
 
+def reading_minutes(notebook: Any) -> int:
+    """How long it takes to read, to five minutes: 200 words or 40 lines of unfolded code a minute."""
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    words = sum(len(re.findall(r"\w+", text)) for text in prose)
+    folded = {SETUP_TAG, "hide-input", "hide-cell"}
+    lines = sum(
+        len(cell.source.splitlines())
+        for cell in code_cells(notebook)
+        if folded.isdisjoint(cell.metadata.get("tags", []))
+    )
+    return max(5, 5 * round((words / 200 + lines / 40) / 5))
+
+
 def alt_text(cell: Any) -> str:
     """What a reader hears who cannot see the cell's pictures."""
     return str(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")).strip()
