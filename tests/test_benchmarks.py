@@ -301,6 +301,7 @@ def test_the_chain_of_diffusers_is_ours():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not all(map(common.installed, minutes.STARTS)), reason="peers are not installed")
 def test_minutes_run():
     found = minutes.run(minutes=0.001, prompts=2, size=64, images=32)
     ours, others = found["rows"][:-2], found["rows"][-2:]
