@@ -38,7 +38,7 @@ def test_training_never_plays_a_held_out_succession():
 
 
 def test_sounds_are_fainter_than_pictures():
-    """Of 0.16 and 0.56, says chapter 13. The recipe's weight takes 12 for the square of their ratio."""
+    """Of 0.16 and 0.56, says chapter 11. The recipe's weight takes 12 for the square of their ratio."""
     sounds, pictures = Tones(400), Critters(100)
     faint = torch.stack([torch.as_tensor(sounds[i][0]) for i in range(400)]).float().std().item()
     strong = torch.stack([pictures[i][0] for i in range(100)]).std().item()
