@@ -118,7 +118,7 @@ def minidiff_run(task: Task, precision: Any = "auto") -> Running:
     recipe = task.recipe()
     steps = md.train(
         recipe.model, task.batches(), FOREVER,
-        lr=recipe.lr, weighting=recipe.weighting, precision=precision,
+        lr=recipe.lr, optimizer=recipe.optimizer, weighting=recipe.weighting, precision=precision,
     )  # fmt: skip
     return Running(recipe.model.net, (step.loss for step in steps))
 

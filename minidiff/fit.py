@@ -107,8 +107,8 @@ def _fit(
     images = bytes_on_device(source.images, processes().device)
     batches = Batches(images, source.caption, batch_size, seed=seed, start=start)
     steps = train(
-        recipe.model, batches, recipe.steps,
-        lr=recipe.lr, weighting=recipe.weighting, seed=seed, resume=output if before else None,
+        recipe.model, batches, recipe.steps, lr=recipe.lr, optimizer=recipe.optimizer,
+        weighting=recipe.weighting, seed=seed, resume=output if before else None,
     )  # fmt: skip
 
     log = LossLog(output / "loss.csv", batch_size * processes().num_processes, before)

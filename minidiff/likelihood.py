@@ -1,4 +1,4 @@
-"""Likelihood: how probable does a model find given data? (chapters 4 and 8)
+"""Likelihood: how probable does a model find given data? (chapters 4 and 10)
 
 Two answers, both in nats per sample; :func:`bits_per_dim` turns them into the unit of the literature.
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -118,6 +118,7 @@ class Recipe:
         steps: optimizer steps.
         batch_size: images per step; None for 128, or all if there are fewer.
         lr: highest learning rate.
+        optimizer: "adamw" or "muon", see :func:`minidiff.train`.
         weighting: of the loss, see :func:`minidiff.loss`.
         shape: of one sample, as the data have it; () if only the data tell.
     """
@@ -129,6 +130,7 @@ class Recipe:
     steps: int = 1800
     batch_size: int | None = None
     lr: float = 1e-3
+    optimizer: Literal["adamw", "muon"] = "adamw"
     weighting: str | Weighting = "snr_plus_one"
     shape: tuple[int, ...] = ()
 
@@ -341,7 +343,8 @@ def critters_recipe(options: Options, count: int) -> Recipe:
 
     shape = (3, size, size)
     if count == 1:
-        return Recipe(load, build, score, ONE, steps=1000, batch_size=128, shape=shape)
+        how: dict[str, Any] = {"lr": 5e-3, "optimizer": "muon"}
+        return Recipe(load, build, score, ONE, steps=1000, batch_size=128, shape=shape, **how)
     return Recipe(load, build, score, TWO, steps=5000, batch_size=64, shape=shape)
 
 

@@ -44,7 +44,7 @@ class TrainingState:
         self, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, writes: bool, seed: int
     ):
         self.model, self.ema, self.optimizer = model, ema, optimizer
-        self.writes, self.seed = writes, seed
+        self.writes, self.seed, self.kind = writes, seed, type(optimizer).__name__
 
     def save(self, folder: Path, steps: int) -> None:
         """Write the state after ``steps`` steps into ``folder``. The file is replaced whole, and what it held
@@ -57,7 +57,8 @@ class TrainingState:
             tensors |= {f"optimizer.{number}.{key}": value for key, value in moments.items()}
         # Copies: safetensors refuses tensors that share memory, as T5's embedding tables do.
         tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-        about = json.dumps({"steps": steps, "seed": self.seed, "crc32": checksum(tensors)})
+        known = {"steps": steps, "seed": self.seed, "optimizer": self.kind, "crc32": checksum(tensors)}
+        about = json.dumps(known)
         with write_whole(folder / STATE) as unfinished:
             unfinished.write_bytes(save(tensors, {"training": about}))
             if (folder / STATE).is_file():
@@ -68,7 +69,7 @@ class TrainingState:
         """Read the state in ``folder`` into model, average and optimizer; return its number of steps.
 
         Raises:
-            ValueError: it is none, or of another model or seed.
+            ValueError: it is none, or of another model, seed or optimizer.
 
         Warns:
             UserWarning: see :func:`recover`.
@@ -77,6 +78,11 @@ class TrainingState:
         steps, seed = saved_steps(folder), _about(folder / STATE).get("seed", self.seed)
         if seed != self.seed:
             raise ValueError(f"{folder} holds a run with seed {seed}, not {self.seed}: resume it with that")
+        kind = _about(folder / STATE).get("optimizer", "AdamW")
+        if kind != self.kind:
+            raise ValueError(
+                f"{folder} holds a run of the optimizer {kind}, not {self.kind}: start a new run"
+            )
         parameters = self.optimizer.param_groups[0]["params"]
         moments: dict[int, dict[str, Tensor]] = {}
         try:

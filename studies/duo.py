@@ -11,6 +11,7 @@ A study that was stopped goes on where its folder stops.
 """
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,24 @@ PROMPTS = (
 )
 
 
-def score(model: md.Diffusion, n: int) -> dict[str, Any]:
-    """Shares of ``n`` pictures of each split in which this or that is right, ten steps each."""
+def score(model: md.Diffusion, n: int, say: Callable[[Scene], str] = critters.prompt) -> dict[str, Any]:
+    """Shares of ``n`` pictures of each split in which this or that is right, ten steps each; ``say`` makes
+    what the model is told."""
     reader, pipe = AttributeReader.from_pretrained("critters-duo-reader"), md.TextToImage(model)
     shares = {}
     for split in ("train", "held_out"):
         rng = random.Random(f"study duo {split}")
         expected = [critters.sample_scene(rng, split) for _ in range(n)]
-        x = pipe([critters.prompt(scene) for scene in expected], steps=10, seed=SEED).tensors
+        x = pipe([say(scene) for scene in expected], steps=10, seed=SEED).tensors
         right = shares_of_two(reader.read(x), [critters.words(scene) for scene in expected])
         shares[split] = {what: share._asdict() for what, share in right.items()}
     return shares
 
 
 @torch.no_grad()
-def errors(model: md.Diffusion, n: int, t: float = 0.8) -> dict[str, float]:
+def errors(
+    model: md.Diffusion, n: int, t: float = 0.8, say: Callable[[Scene], str] = critters.prompt
+) -> dict[str, float]:
     """Mean squared error of the guess of x0 at time ``t``, with the truth as its prompt or an exchange of it.
 
     It tells what a model has learned to use long before its pictures show it.
@@ -60,7 +64,7 @@ def errors(model: md.Diffusion, n: int, t: float = 0.8) -> dict[str, float]:
     found = {}
     for kind in ("truth", "place", "hat", "hat_color"):  # those that can always be exchanged
         stated = [scene if kind == "truth" else critters.exchange(scene, kind) for scene in scenes]
-        condition = model.encode([critters.prompt(scene) for scene in stated if scene is not None])
+        condition = model.encode([say(scene) for scene in stated if scene is not None])
         found[kind] = float((model.denoise(x_t, level, condition).x0 - x0).square().mean())
     return found
 
