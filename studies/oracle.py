@@ -56,11 +56,11 @@ class Oracle(nn.Module):
         return torch.tensor([[int(number) for number in value.split()] for value in values])
 
     def forward(self, ids: Tensor) -> Condition:
-        """As long as a vector of standard normal numbers if all is said."""
+        """As long as a vector of standard normal numbers if all is said. Its token is that vector, too."""
         places = [nn.functional.one_hot(ids[:, i] + 1, size + 1)[:, 1:] for i, size in enumerate(self.sizes)]
         pooled = torch.cat(places, 1).float() * (self.dim / len(self.sizes)) ** 0.5
         nothing = ids.new_zeros(len(ids), 1)
-        return Condition(pooled[:, None], nothing.bool(), pooled)
+        return Condition(pooled[:, None], ~nothing.bool(), pooled)
 
 
 @cache

@@ -1,10 +1,10 @@
-"""What does a model draw that was trained as the book says: one command, two cores, seven minutes?
+"""What does a model draw that was trained as the book says: one command, two cores, five minutes?
 
 Eight drawings of each pair that no picture of the training shows, from the seeds 0 to 7, none left out, and
-whether the reader sees animal and hat in them. Of the three seeds in ``benchmarks/records`` number 2 is the
+whether the reader sees animal and hat in them. Of the three seeds in ``benchmarks/records`` number 1 is the
 median of the held-out pairs.
 
-    minidiff train critters --steps 600 --seed 2 --output runs/own
+    minidiff train critters --steps 400 --seed 1 --output runs/own
     python studies/own.py runs/own
 """
 

@@ -25,7 +25,7 @@ FLOORS = [
     ("condition",),
     ("text",),
     ("denoiser",),
-    ("exact", "loss", "state", "step"),
+    ("exact", "loss", "muon", "state", "step"),
     ("training", "sampling", "masking"),
     ("guidance", "likelihood"),
     ("metrics", "doctor", "interop"),

@@ -1,6 +1,7 @@
 """The scripts in studies/, and the result files that the chapters quote."""
 
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT / "studies"))
 
 import common  # noqa: E402
 import guidance  # noqa: E402
+import oracle  # noqa: E402
 import quality  # noqa: E402
 import words  # noqa: E402
 
@@ -73,3 +75,29 @@ def test_results_say_how_they_were_made_and_not_where():
         program, what = made_by["command"].split()[:2]
         assert program == "minidiff" or (ROOT / what).is_file(), path.name
         assert str(ROOT) not in path.read_text(), path.name
+
+
+def test_the_oracle_is_told_what_the_caption_says():
+    """All of it, and no more: each value that it is told is a word of the caption, and those of the caption's
+    words that name one value of the scene are told."""
+    data = critters.Critters(300, count=2)
+    for index in range(len(data)):
+        said, scene = oracle.stated(data, index, 0), critters.words(data.scene(index))
+        text = f" {data.caption(index).replace(',', ' ')} ".replace(" black and white ", " black&white ")
+        once = [name for name in scene if list(scene.values()).count(scene[name]) == 1]
+        for name in set(once) - {"relation"}:
+            word = scene[name].replace("black and white", "black&white")
+            assert (f" {word} " in text) == (name in said), (text, name, said)
+        assert ("relation" in said) == any(f" {turn} " in text for turn in oracle.TURNS)
+
+
+def test_the_vector_of_the_oracle_can_be_read():
+    told = oracle.Oracle()
+    scene = critters.sample_scene(random.Random(0))
+    everything, nothing = told(told.ids([oracle.told(scene), oracle.told(scene, set())])).pooled
+    assert not nothing.any()
+    ones = iter(everything.gt(0).nonzero().flatten().tolist())
+    start = 0
+    for name, size in zip(critters.PAIR_ATTRIBUTES, told.sizes, strict=True):
+        assert next(ones) - start == critters.labels(scene)[name]
+        start += size
