@@ -114,11 +114,12 @@ class Contender:
 
 
 def minidiff_run(task: Task, precision: Any = "auto") -> Running:
-    """The recipe as ``minidiff train critters`` runs it, with this task's batch size."""
+    """The recipe as ``minidiff train critters`` runs it, with this task's batch size, and with AdamW: the
+    others take that, or Adam, too."""
     recipe = task.recipe()
     steps = md.train(
         recipe.model, task.batches(), FOREVER,
-        lr=recipe.lr, optimizer=recipe.optimizer, weighting=recipe.weighting, precision=precision,
+        lr=1e-3, optimizer="adamw", weighting=recipe.weighting, precision=precision,
     )  # fmt: skip
     return Running(recipe.model.net, (step.loss for step in steps))
 

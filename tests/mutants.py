@@ -63,6 +63,12 @@ MUTANTS = [
         ("ratio taken for its square", "schedule", "times = self.time(-2 * ratio.log())", "times = self.time(-ratio.log())", (SCHEDULE,)),
         ("trailing spacing that leads", "schedule", "times = ((1 - torch.arange(n, dtype=torch.float64) / n) * chain).round() / chain", "times = ((1 - (torch.arange(n, dtype=torch.float64) + 1) / n) * chain).round() / chain", (SCHEDULE,)),
         ("trailing spacing off the grid of the chain", "schedule", "/ n) * chain).round() / chain", "/ n) * chain) / chain", (SCHEDULE,)),
+        # --- muon
+        ("muon: the shorter side", "muon", "* max(rows, columns) ** 0.5", "* min(rows, columns) ** 0.5", ("test_muon",)),
+        ("muon: momentum not ahead", "muon", "return gradient.lerp(state[\"momentum\"], MOMENTUM)", "return state[\"momentum\"]", ("test_muon",)),
+        ("muon: one iteration too few", "muon", "for _ in range(ITERATIONS):", "for _ in range(ITERATIONS - 1):", ("test_muon",)),
+        ("muon: decay without the rate", "muon", "p.mul_(1 - rate * group[\"weight_decay\"])", "p.mul_(1 - group[\"weight_decay\"])", ("test_muon",)),
+        ("muon: tall matrices left standing", "muon", "x = x.mT if rows > columns else x\n        x = x /", "x = x /", ("test_muon",)),
         # --- sampling
         ("noise twice", "sampling", "kept = (level_s.sigma**2 - noise_std**2).clamp(min=0).sqrt()", "kept = level_s.sigma", (SAMPLING,)),
         ("noise at the last step", "sampling", "noise_std = eta * posterior_std(level_t, level_s)  # eq. 16", "noise_std = eta * transition(x0, level_s, level_t).std", (SAMPLING,)),
