@@ -131,7 +131,16 @@ def test_the_lock_falls_with_the_process(tmp_path):
         pass
 
 
+@pytest.fixture
+def heard():
+    """Under ``nohup`` a process ignores SIGHUP, and so does a run."""
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, inherited)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("heard")
 def test_a_signal_saves_and_ends_with_its_code(number, begun, tmp_path):
     before = signal.getsignal(number)
     steps = fit.fit(recipe(begun / "data", 9), tmp_path, sample_every=99)
