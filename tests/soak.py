@@ -3,14 +3,14 @@
 It takes too long for ``make test``. ``make soak`` runs it and writes ``tests/soak.json``, which the page
 *What you can rely on* quotes.
 
-* kills: a small training run is stopped at random moments, by SIGKILL and by SIGTERM, and resumed each time.
-  At its end it must be what a run is that nobody disturbed, to the bit, and no folder may be unreadable on
-  the way.
+* kills, and kills2 with two processes: a small training run is stopped at random moments, by SIGKILL and by
+  SIGTERM, and resumed each time. At its end it must be what a run is that nobody disturbed, to the bit, and
+  no folder may be unreadable on the way.
 * disk: a training run into a file system that is too small for its second save.
 * pictures: one process draws thousands; the slope of its memory.
 * workers: spawned processes draw the same pictures as this one.
 
-    python tests/soak.py [--kills 40] [--terms 10] [--pictures 2000] [-o tests/soak.json]
+    python tests/soak.py [PART ...] [--kills 40] [--terms 10] [--pictures 2000] [-o tests/soak.json]
 """
 
 import argparse
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from minidiff.state import BEFORE, STATE, recover, saved_steps
 COLORS = ("red", "green", "blue", "yellow", "black", "white")
 SAVE_EVERY = 5
 """Steps between saves: so few that a random moment is often in the middle of one."""
+PARTS = ("kills", "kills2", "disk", "pictures", "workers")
 LEFT = 10**6
 """Bytes that the leftovers of all kills together may take at the end."""
 
@@ -189,7 +190,7 @@ def small_disk(place: Path, megabytes: int) -> Iterator[Path | None]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def disk(place: Path, megabytes: int) -> dict[str, Any]:
@@ -202,9 +203,9 @@ def disk(place: Path, megabytes: int) -> dict[str, Any]:
         process = begin(command(data, run, 10**6, 1, False))
         while process.poll() is None and not (run / STATE).exists():
             time.sleep(0.02)
-        free = shutil.disk_usage(small).free
-        with (small / "other").open("wb") as other:
-            other.write(b"\0" * max(0, free - 10**6))
+        with suppress(OSError), (small / "other").open("wb", buffering=0) as other:
+            while shutil.disk_usage(small).free > 10**6:  # the run may fill it first
+                other.write(bytes(10**5))
         _, error = process.communicate()
         last = error.strip().splitlines()[-1]
         if process.returncode == 0 or "Traceback" in error or "No space left" not in last:
@@ -212,7 +213,8 @@ def disk(place: Path, megabytes: int) -> dict[str, Any]:
         (small / "other").unlink()
         saved = check_readable(run)
         finish(command(data, run, saved + 1, 1, True))
-    return {"megabytes": megabytes, "exit": process.returncode, "says": last, "saved after": saved}
+    says = last.replace(str(small), "DISK")
+    return {"megabytes": megabytes, "exit": process.returncode, "says": says, "saved after": saved}
 
 
 # --- pictures --------------------------------------------------------------------------------------
@@ -239,7 +241,9 @@ def pictures(number: int) -> dict[str, Any]:
     margin = stats.t.ppf(0.975, len(settled) - 2) * line.stderr
     found = {
         "pictures": number, "megabytes at first": settled[0], "megabytes at the end": settled[-1],
-        "megabytes per 1,000 pictures": [1000 * (line.slope + s * margin) for s in (-1, 0, 1)],
+        "megabytes per 1,000 pictures": [
+            round(1000 * (line.slope + s * margin), 3) + 0.0 for s in (-1, 0, 1)
+        ],
     }  # fmt: skip
     if 1000 * (line.slope - margin) > 1:
         raise Failed(json.dumps(found))
@@ -264,22 +268,32 @@ def workers(number: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=[[], *PARTS], help="; ".join(PARTS))
     parser.add_argument("--kills", type=int, default=40, help="SIGKILLs of each run")
     parser.add_argument("--terms", type=int, default=10, help="SIGTERMs of each run")
     parser.add_argument("--steps", type=int, default=4000, help="steps of each run")
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
-    found: dict[str, Any] = {"machine": {"system": platform.system(), "torch": torch.__version__}}
-    for name, processes in (("kills, one process", 1), ("kills, two processes", 2)):
+    file: Path = arguments.output
+    found = json.loads(file.read_text()) if file.exists() else {}
+    found["machine"] = {"system": platform.system(), "torch": torch.__version__}
+    how_often = arguments.kills, arguments.terms, arguments.steps
+    for part in arguments.parts or PARTS:
         with tempfile.TemporaryDirectory() as place:
-            found[name] = kills(Path(place), arguments.kills, arguments.terms, arguments.steps, processes)
-    with tempfile.TemporaryDirectory() as place:
-        found["disk"] = disk(Path(place), 120)
-    found["pictures"] = pictures(arguments.pictures)
-    found["workers"] = workers(4)
-    with write_whole(arguments.output) as unfinished:
-        unfinished.write_text(json.dumps(found, indent=1) + "\n")
+            match part:
+                case "kills":
+                    found["kills, one process"] = kills(Path(place), *how_often, 1)
+                case "kills2":
+                    found["kills, two processes"] = kills(Path(place), *how_often, 2)
+                case "disk":
+                    found["disk"] = disk(Path(place), 120)
+                case "pictures":
+                    found["pictures"] = pictures(arguments.pictures)
+                case "workers":
+                    found["workers"] = workers(4)
+        with write_whole(file) as unfinished:  # after each part: what comes may take long
+            unfinished.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 

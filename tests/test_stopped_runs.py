@@ -179,9 +179,18 @@ def test_stopped_before_the_first_save_is_not_called_saved(begun, tmp_path, monk
 def test_the_page_quotes_what_soak_has_written():
     root = Path(__file__).parents[1]
     page = (root / "book" / "reliable.md").read_text()
-    for run_, found in json.loads((root / "tests" / "soak.json").read_text()).items():
+    measured = json.loads((root / "tests" / "soak.json").read_text())
+    for run_, found in measured.items():
         if run_.startswith("kills"):
             assert found["same log"]
             assert all(found["same"].values())
             names = ("processes", "SIGKILL", "SIGTERM", "in the middle of a save", "bytes left over")
             assert f"| {', '.join(f'{name}: {found[name]}' for name in names)} |" in page
+    number = measured["pictures"]["pictures"]
+    low, slope, high = measured["pictures"]["megabytes per 1,000 pictures"]
+    assert low < 1
+    assert f"{number:,} pictures in one process: {slope:.2f} [{low:.2f}, {high:.2f}] MB" in page
+    assert f"{measured['workers']['workers']} spawned processes" in page
+    assert measured["workers"]["same"]
+    assert measured["disk"]["exit"] != 0
+    assert f"A disk of {measured['disk']['megabytes']} MB" in page
