@@ -5,7 +5,7 @@ The other libraries learn the recipe's captioned drawings for so many minutes, s
 caption in ten is left out, as ours are, so that guidance has something to compare with. Then the attribute
 reader scores all alike: pairs of animal and hat that were seen and that were not, 20 steps of
 DPM-Solver++ 2M, guidance 3. Our rows are the logs in ``benchmarks/records``: 400 steps of
-``minidiff train critters``, which take less than five minutes, the drawing of the pictures among them.
+``minidiff train critters``, which take about five minutes, the drawing of the pictures among them.
 
 It takes too long for ``make bench``.
 
@@ -121,9 +121,8 @@ def run(minutes: float = 8, prompts: int = 128, size: int = 64, images: int = DR
     """All rows: so many minutes of training on so many drawings, so many prompts for each split."""
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
-    for log in map(
-        json.loads, (file.read_text() for file in sorted(RECORDS.glob("cpu-critters-muon-*.json")))
-    ):
+    for file in sorted(RECORDS.glob("cpu-critters-muon-*.json")):
+        log = json.loads(file.read_text())
         scores = {name: log["scores"][name] for name in SCORES}
         name = f"minidiff, seed {log['seed']}"
         rows.append(

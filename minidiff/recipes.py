@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from minidiff.metrics import FEWEST, Interval
 from minidiff.pipeline import TextToImage
 from minidiff.schedule import Cosine
 from minidiff.text import CLIP, TextEncoder, train_clip
+from minidiff.training import OptimizerName
 
 HOLD_BACK = 10
 """Of a folder without a test split, every tenth picture is kept for :func:`score_held_back`, if there are
@@ -130,7 +131,7 @@ class Recipe:
     steps: int = 1800
     batch_size: int | None = None
     lr: float = 1e-3
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     weighting: str | Weighting = "snr_plus_one"
     shape: tuple[int, ...] = ()
 
@@ -343,8 +344,9 @@ def critters_recipe(options: Options, count: int) -> Recipe:
 
     shape = (3, size, size)
     if count == 1:
-        how: dict[str, Any] = {"lr": 5e-3, "optimizer": "muon"}
-        return Recipe(load, build, score, ONE, steps=1000, batch_size=128, shape=shape, **how)
+        return Recipe(
+            load, build, score, ONE, steps=1000, batch_size=128, lr=5e-3, optimizer="muon", shape=shape
+        )
     return Recipe(load, build, score, TWO, steps=5000, batch_size=64, shape=shape)
 
 

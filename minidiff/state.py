@@ -1,7 +1,7 @@
 """What a training run leaves: the state to go on from after a break, and its log (chapter 4).
 
-``training.safetensors`` holds the weights, their running average, and the two moments that AdamW keeps
-of every gradient. Times and noise of a step depend on the seed and its number, so with the same seed and
+``training.safetensors`` holds the weights, their running average, and the moments of every gradient that the
+optimizer keeps. Times and noise of a step depend on the seed and its number, so with the same seed and
 data nothing else is needed. The state before it stays beside it, as ``training-before.safetensors``: if a
 disk damages the newer one, its checksum tells, and the run goes on from the older. ``loss.csv`` is for
 people.

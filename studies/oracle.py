@@ -11,7 +11,6 @@ after 3,000 of 5,000 steps; the rows of ``duo.json`` up to there were made at th
 """
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import islice
 
 import torch
@@ -40,7 +39,7 @@ TURNS = ("left of", "right of", "above", "below", "over", "under")
 
 
 class Oracle(nn.Module):
-    """An encoder that is told labels and gives one vector with a place for each value; no tokens.
+    """An encoder that is told labels and gives one vector with a place for each value.
 
     Its "captions" are the labels of :data:`~minidiff.critters.PAIR_ATTRIBUTES` in their order, as a string of
     whole numbers, -1 for what is not said.
@@ -63,15 +62,10 @@ class Oracle(nn.Module):
         return Condition(pooled[:, None], ~nothing.bool(), pooled)
 
 
-@cache
-def _values(relation: str) -> dict[str, str]:
-    return critters.words(TWINS[relation])
-
-
-def told(scene: Scene, stated: set[str] | None = None) -> str:
-    """What the oracle is told of a scene; None for everything."""
+def told(scene: Scene, names: set[str] | None = None) -> str:
+    """What the oracle is told of a scene: the labels of these attributes; None for all."""
     labels = critters.labels(scene)
-    return " ".join(str(labels[name] if stated is None or name in stated else UNSAID) for name in labels)
+    return " ".join(str(labels[name] if names is None or name in names else UNSAID) for name in labels)
 
 
 def stated(data: Critters, index: int, epoch: int) -> set[str]:
@@ -84,7 +78,7 @@ def stated(data: Critters, index: int, epoch: int) -> set[str]:
     text = critters.caption(TWINS[scene.relation], data.chance(index, f"caption {epoch}"))
     found = {
         name
-        for name, value in _values(scene.relation).items()
+        for name, value in critters.words(TWINS[scene.relation]).items()
         if name != "relation" and f" {value} " in f" {text.replace(',', ' ')} "
     }
     return found | ({"relation"} if any(f" {turn} " in text for turn in TURNS) else set())
